@@ -1,0 +1,138 @@
+"""Representation similarity: which training cases lie nearest to a test case at a site.
+
+Scores are similarities, larger meaning closer: the cosine itself, or *minus* the Euclidean distance.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Float32, Int
+
+from cri.errors import CriError, out_of_range, unknown_name
+
+Metric = Literal["cosine", "euclidean", "whitened_cosine"]
+METRICS: tuple[str, ...] = ("cosine", "euclidean", "whitened_cosine")
+
+
+def whiten(
+    train: Float[np.ndarray, "train d"], test: Float[np.ndarray, "test d"], shrinkage: float = 0.01
+) -> tuple[Float[np.ndarray, "train d"], Float[np.ndarray, "test d"]]:
+    """Both sets centred on the training mean and decorrelated by the training covariance.
+
+    x -> (x - μ) U (Λ + s · mean(Λ))^-½ with Σ = U Λ Uᵀ the covariance of `train` and s the `shrinkage`,
+    which keeps directions of (next to) no variance from being blown up. Computed in float64.
+    """
+    if shrinkage < 0:
+        raise out_of_range("shrinkage", shrinkage, "non-negative")
+    train64, test64 = train.astype(np.float64), test.astype(np.float64)
+    mean = train64.mean(axis=0)
+    centered = train64 - mean
+    values, vectors = np.linalg.eigh(centered.T @ centered / max(len(train) - 1, 1))
+    values = np.maximum(values, 0)
+    scale = values + shrinkage * values.mean()
+    # a covariance of nothing at all (one case, or equal cases) leaves nothing to scale
+    transform = vectors / np.sqrt(np.where(scale > 0, scale, 1.0))
+    return centered @ transform, (test64 - mean) @ transform
+
+
+def _prepare(
+    train: Float[np.ndarray, "train d"], test: Float[np.ndarray, "test d"], metric: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Float32 matrices, of unit rows for the cosines; checks shapes, names and numbers once."""
+    if metric not in METRICS:
+        raise unknown_name("metric", metric, METRICS)
+    train, test = np.asarray(train), np.asarray(test)
+    if train.ndim != 2 or test.ndim != 2 or train.shape[1] != test.shape[1]:
+        raise CriError(f"train, test: shapes {train.shape} and {test.shape} are not [case, d] with one d")
+    if metric == "whitened_cosine":
+        train, test = whiten(train, test)
+    if metric == "euclidean":
+        # distances do not depend on the origin, and near it float32 keeps more of their digits
+        mean = train.mean(axis=0, dtype=np.float64)
+        out = (train - mean).astype(np.float32), (test - mean).astype(np.float32)
+    else:
+        out = tuple(_unit(x.astype(np.float32, copy=False)) for x in (train, test))
+    if not all(np.isfinite(x).all() for x in out):
+        raise CriError("train, test: activations hold values that are not finite")
+    return out[0], out[1]
+
+
+def _unit(x: Float32[np.ndarray, "case d"]) -> Float32[np.ndarray, "case d"]:
+    """Rows of length one; a zero row stays zero, with cosine 0 to everything."""
+    norms = np.linalg.norm(x, axis=1, keepdims=True)
+    return x / np.where(norms > 0, norms, 1.0)
+
+
+def _score(train: np.ndarray, test: np.ndarray, metric: str) -> Float32[np.ndarray, "train test"]:
+    products = train @ test.T
+    if metric != "euclidean":
+        return products
+    # |x - y|² = |x|² + |y|² - 2 x·y, rounding may push it below 0
+    squares = (train**2).sum(axis=1)[:, None] + (test**2).sum(axis=1) - 2 * products
+    return -np.sqrt(np.maximum(squares, 0, out=squares))
+
+
+def similarity(
+    train: Float[np.ndarray, "train d"], test: Float[np.ndarray, "test d"], metric: Metric = "cosine"
+) -> Float32[np.ndarray, "train test"]:
+    """Similarity of every training case to every test case.
+
+    Args:
+        train, test: activations at one site.
+        metric: `cosine` (x·y / |x||y|, not centred), `euclidean` (-|x - y|), or `whitened_cosine` (the
+            cosine after `whiten`).
+
+    Raises `UnknownNameError` for another metric, `CriError` for shapes that do not match or activations
+    that are not finite.
+    """
+    return _score(*_prepare(train, test, metric), metric)
+
+
+def nearest(
+    train: Float[np.ndarray, "train d"],
+    test: Float[np.ndarray, "test d"],
+    k: int,
+    metric: Metric = "cosine",
+    *,
+    exact_limit: float = 4e10,
+    block_bytes: int = 256_000_000,
+) -> tuple[Int[np.ndarray, "test k"], Float32[np.ndarray, "test k"]]:
+    """The k nearest training cases of every test case, best first, without the whole score matrix.
+
+    Exact, by matrix products in blocks of at most `block_bytes` of scores, up to `exact_limit` scores
+    (train x test; the default takes minutes on one core); approximate by `pynndescent` beyond.
+
+    Returns:
+        Rows of `train`, and their similarities as `similarity` has them. Among equal similarities the
+        exact search takes the earlier row.
+    """
+    x, y = _prepare(train, test, metric)
+    if not 1 <= k <= len(x):
+        raise out_of_range("k", k, f"in 1..{len(x)}")
+    if len(x) * len(y) > exact_limit:
+        return _approximate(x, y, k, metric)
+    ids = np.empty((len(y), k), dtype=np.int64)
+    scores = np.empty((len(y), k), dtype=np.float32)
+    block = max(1, int(block_bytes // (4 * len(x))))
+    for start in range(0, len(y), block):
+        rows = slice(start, start + block)
+        s = np.ascontiguousarray(_score(x, y[rows], metric).T)
+        # everything at least as good as the k-th best: no more than a few beyond k, so sorting is cheap
+        cut = np.partition(s, len(x) - k, axis=1)[:, len(x) - k]
+        for i, row in enumerate(s):
+            candidates = np.flatnonzero(row >= cut[i])
+            best = candidates[np.argsort(-row[candidates], kind="stable")[:k]]
+            ids[start + i], scores[start + i] = best, row[best]
+    return ids, scores
+
+
+def _approximate(x: np.ndarray, y: np.ndarray, k: int, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    from pynndescent import NNDescent  # compiles for seconds when imported
+
+    # on unit rows the Euclidean order is the cosine order
+    index = NNDescent(x, metric="euclidean", n_neighbors=max(30, 2 * k), random_state=0)
+    ids, distances = index.query(y, k=k)
+    scores = -distances if metric == "euclidean" else 1 - distances**2 / 2
+    return ids.astype(np.int64), scores.astype(np.float32)

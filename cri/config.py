@@ -1,0 +1,95 @@
+"""Configuration of one run. Free of torch, so that command lines answer `--help` quickly."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tyro.conf import Suppress
+
+from cri.errors import CorruptRunError, out_of_range
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation of one run. AdamW, linear warm-up, cosine decay to zero."""
+
+    steps: int = 4000
+    batch_size: int = 256
+    lr: float = 3e-3
+    warmup: float = 0.05
+    """Fraction of the steps over which the learning rate rises."""
+    weight_decay: float = 0.0
+    beta2: float = 0.99
+    grad_clip: float = 1.0
+    loss_on: Literal["completion", "all"] = "completion"
+    """`all` also scores the prompt (the paper's public code)."""
+    micro_batch: int = 0
+    """Sequences per forward pass; 0 takes the whole batch at once (gradient accumulation otherwise)."""
+    gradient_checkpointing: bool = False
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` computes the forward pass under autocast; weights and optimiser stay in float32."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field, low in (("steps", 1), ("batch_size", 1), ("micro_batch", 0)):
+            if getattr(self, field) < low:
+                raise out_of_range(field, getattr(self, field), f"at least {low}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise out_of_range("lr", self.lr, "positive")
+        if not 0 <= self.warmup < 1:
+            raise out_of_range("warmup", self.warmup, "in [0, 1)")
+        for field, valid in (("loss_on", ("completion", "all")), ("precision", ("fp32", "bf16"))):
+            if getattr(self, field) not in valid:
+                raise out_of_range(field, getattr(self, field), f"one of {', '.join(valid)}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run's numbers; its hash names the run's folder."""
+
+    task: str = "addition"
+    task_params: Suppress[dict[str, Any]] = field(default_factory=dict)
+    """Parameters of the task; the paper's where not given."""
+    format: str = "direct"
+    split: str = "square"
+    split_params: Suppress[dict[str, Any]] = field(default_factory=dict)
+    tokenizer: str = "number"
+    """`number` or `digit`; a pretrained model brings its own and ignores this."""
+    model: str = "nano"
+    """A preset, a folder written by save_pretrained, `smollm2-135m`, or a hub id."""
+    lora: bool = False
+    """Train low-rank adapters only (merged when the run is saved)."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    @property
+    def seed(self) -> int:
+        return self.train.seed
+
+    @property
+    def name(self) -> str:
+        """Readable part of the folder's name."""
+        return f"{self.task}-{self.format}-{self.split}-{self.model}-{self.tokenizer}-s{self.seed}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunConfig:
+        """Inverse of `to_dict`; a file with other fields was made by another version."""
+        try:
+            return cls(**{**data, "train": TrainConfig(**data["train"])})
+        except (TypeError, KeyError) as error:
+            raise CorruptRunError(f"run: config.json does not fit this version ({error}); train again") from error
+
+    def replace(self, **changes: Any) -> RunConfig:
+        """A copy with changed fields; those of `TrainConfig` may be given directly."""
+        own = {f.name for f in dataclasses.fields(self)}
+        inner = {k: v for k, v in changes.items() if k not in own}
+        outer = {k: v for k, v in changes.items() if k in own}
+        if inner:
+            outer["train"] = dataclasses.replace(outer.get("train", self.train), **inner)
+        return dataclasses.replace(self, **outer)

@@ -1,0 +1,39 @@
+"""Table in, Axes out: no computing, no global state.
+
+Every plot takes a tidy DataFrame, as `cri.statistics` makes them and studies record them, and an optional
+`ax`, and returns the Axes it drew on. Colours are safe for colour-blind readers; a task has the same
+colour and a format the same marker in every figure.
+"""
+
+from cri.plots.curves import distance_correctness, enrichment_curves, matched_curves, ring_accuracy
+from cri.plots.maps import accuracy_map, embedding_map, frame_square, grid_map, score_map
+from cri.plots.style import (
+    FORMAT_MARKERS,
+    GROUP_COLORS,
+    MODEL_COLORS,
+    SPLIT_LINES,
+    TASK_COLORS,
+    figure,
+    save_figure,
+    style,
+)
+
+__all__ = [
+    "FORMAT_MARKERS",
+    "GROUP_COLORS",
+    "MODEL_COLORS",
+    "SPLIT_LINES",
+    "TASK_COLORS",
+    "accuracy_map",
+    "distance_correctness",
+    "embedding_map",
+    "enrichment_curves",
+    "figure",
+    "frame_square",
+    "grid_map",
+    "matched_curves",
+    "ring_accuracy",
+    "save_figure",
+    "score_map",
+    "style",
+]

@@ -1,0 +1,168 @@
+"""Curves with intervals: accuracy by ring, enrichment by layer, neighbour distance against correctness."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cri.plots.style import (
+    FORMAT_MARKERS,
+    GROUP_COLORS,
+    MODEL_COLORS,
+    RIGHT,
+    SPLIT_LINES,
+    TASK_COLORS,
+    WRONG,
+    new_axes,
+    require_columns,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+
+def ring_accuracy(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool = True) -> Axes:
+    """Accuracy by ring from the square's border inwards, with intervals.
+
+    Args:
+        table: from `statistics.ring_accuracy`: `ring`, `accuracy`, `low`, `high`, `n`, `n_runs`, and the
+            columns that tell curves apart, each optional: `task` (colour), `format` (marker), `split`
+            (line style).
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    require_columns(table, ("ring", "accuracy", "low", "high", "n", "n_runs"))
+    ax = new_axes(ax)
+    keys = [key for key in ("task", "format", "split") if key in table.columns]
+    curves = table.groupby(keys, sort=False) if keys else [((), table)]
+    for names, curve in curves:
+        key = dict(zip(keys, names, strict=True))
+        color = TASK_COLORS.get(key.get("task", "addition"), "black")
+        curve = curve.sort_values("ring")
+        x, y = curve["ring"].to_numpy(), curve["accuracy"].to_numpy()
+        ax.fill_between(x, curve["low"], curve["high"], color=color, alpha=0.15, linewidth=0)
+        ax.plot(
+            x, y, color=color, marker=FORMAT_MARKERS.get(key.get("format", "direct"), "o"), markersize=3,
+            linestyle=SPLIT_LINES.get(key.get("split", "square"), "-."),
+            markerfacecolor=color if key.get("split", "square") != "random" else "white",
+            label=f"{', '.join(map(str, names)) or 'accuracy'} ({_size(curve)})",
+        )  # fmt: skip
+    if (table["ring"] < 0).any():
+        ax.axvline(-0.5, color="0.6", linewidth=0.8, linestyle=":")
+        ax.text(-0.6, 1.03, "outside", ha="right", va="bottom", fontsize=6, color="0.4")
+        ax.text(-0.4, 1.03, "inside", ha="left", va="bottom", fontsize=6, color="0.4")
+    ax.set_ylim(-0.03, 1.03)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("ring from the square's border inwards")
+    ax.set_ylabel("accuracy")
+    if legend and len(ax.lines) <= 4:
+        ax.legend(loc="lower left", handlelength=2.4)
+    elif legend:  # too many to stand on the curves
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), handlelength=2.4)
+    return ax
+
+
+def _size(curve: pd.DataFrame) -> str:
+    runs = int(curve["n_runs"].max())
+    return f"{runs} run{'s' if runs != 1 else ''}, n = {int(curve['n'].sum())}"
+
+
+def enrichment_curves(
+    table: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    column: str = "enrichment",
+    groups: tuple[str, ...] = ("near", "same_answer", "same_operand", "same_step"),
+    legend: bool = True,
+) -> Axes:
+    """Enrichment of each group among the top-k neighbours at each site, on a log2 scale, with intervals.
+
+    Args:
+        table: from `statistics.enrichment`, of one method and model: `site` (in the order to draw),
+            `group`, `column`, `low`, `high`, `n`.
+        column: the ratio to draw.
+
+    A value of 0 (nothing of the group in any top-k) is drawn at the lower edge as a downward triangle.
+    """
+    require_columns(table, ("site", "group", column, "low", "high", "n"))
+    ax = new_axes(ax)
+    sites = list(dict.fromkeys(table["site"]))
+    present = [group for group in groups if group in set(table["group"])]
+    positive = table[column][table[column] > 0]
+    floor = 2.0 ** np.floor(min(np.log2(positive.min()) if len(positive) else -1.0, -1.0) - 0.5)
+    for i, group in enumerate(present):
+        rows = table[table["group"] == group].set_index("site").reindex(sites)
+        x = np.arange(len(sites)) + (i - (len(present) - 1) / 2) * 0.12
+        y = rows[column].to_numpy(dtype=float)
+        low, high = rows["low"].to_numpy(dtype=float), rows["high"].to_numpy(dtype=float)
+        shown = np.maximum(y, floor)
+        bars = np.stack([shown - np.clip(low, floor, shown), np.maximum(high, shown) - shown])
+        color = GROUP_COLORS[group]
+        ax.errorbar(
+            x, shown, yerr=bars, color=color, marker="o", markersize=3.5, capsize=0, elinewidth=1.2,
+            linewidth=0.8 if len(sites) > 1 else 0, label=group.replace("_", " "),
+        )  # fmt: skip
+        zero = y == 0
+        ax.scatter(x[zero], shown[zero], marker="v", s=24, color=color, zorder=3)
+    ax.axhline(1.0, color="0.5", linewidth=0.8, linestyle=":")
+    ax.set_yscale("log", base=2)
+    ax.set_xticks(range(len(sites)), sites, rotation=30 if max(map(len, sites)) > 4 else 0, ha="right" if max(map(len, sites)) > 4 else "center")
+    ax.set_xlim(-0.5, len(sites) - 0.5)
+    ax.set_ylabel("enrichment in top-k (1 = base rate)")
+    if legend:
+        ax.legend(loc="best")
+    return ax
+
+
+def matched_curves(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool = True) -> Axes:
+    """Output-matched AUC (chance 0.5) at each site, one curve a model, with intervals.
+
+    Args:
+        table: from `statistics.matched`, of one method and contrast: `site`, `model`, `auc`, `low`, `high`.
+    """
+    require_columns(table, ("site", "model", "auc", "low", "high"))
+    ax = new_axes(ax)
+    sites = list(dict.fromkeys(table["site"]))
+    models = list(dict.fromkeys(table["model"]))
+    for i, model in enumerate(models):
+        rows = table[table["model"] == model].set_index("site").reindex(sites)
+        y = rows["auc"].to_numpy(dtype=float)
+        bars = np.stack([y - rows["low"].to_numpy(dtype=float), rows["high"].to_numpy(dtype=float) - y])
+        ax.errorbar(
+            np.arange(len(sites)) + (i - (len(models) - 1) / 2) * 0.12, y, yerr=np.maximum(bars, 0),
+            color=MODEL_COLORS.get(model, "black"), marker="o", markersize=3.5, elinewidth=1.2,
+            linewidth=0.8 if len(sites) > 1 else 0, label=model,
+        )  # fmt: skip
+    ax.axhline(0.5, color="0.5", linewidth=0.8, linestyle=":")
+    ax.set_xticks(range(len(sites)), sites)
+    ax.set_xlim(-0.5, len(sites) - 0.5)
+    ax.set_ylabel("output-matched AUC")
+    if legend:
+        ax.legend(loc="best")
+    return ax
+
+
+def distance_correctness(table: pd.DataFrame, ax: Axes | None = None, *, auc: float | None = None) -> Axes:
+    """Distance to the k-th neighbour of right and wrong test predictions.
+
+    Args:
+        table: one row a test case with `distance` and `correct`.
+        auc: probability that a right prediction is the closer of a right and a wrong one, shown if given.
+    """
+    require_columns(table, ("distance", "correct"))
+    ax = new_axes(ax)
+    values = table["distance"].to_numpy(dtype=float)
+    correct = table["correct"].to_numpy(dtype=bool)
+    bins = np.linspace(values.min(), values.max() or 1.0, 31)
+    for mask, name, color in ((correct, "right", RIGHT), (~correct, "wrong", WRONG)):
+        label = f"{name} (n = {int(mask.sum())})"
+        ax.hist(values[mask], bins=bins.tolist(), histtype="stepfilled", color=color, alpha=0.25)
+        ax.hist(values[mask], bins=bins.tolist(), histtype="step", color=color, linewidth=1.1, label=label)
+    if auc is not None:
+        ax.set_title(f"AUC = {auc:.2f}", loc="right")
+    ax.set_xlabel("distance to the k-th nearest training case")
+    ax.set_ylabel("test cases")
+    ax.legend(loc="best")
+    return ax

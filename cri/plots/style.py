@@ -1,0 +1,105 @@
+"""Colours, markers and saving: the same everywhere, and never by changing matplotlib's global state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cri.errors import CriError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito's palette: distinguishable with every common colour vision
+TASK_COLORS = {
+    "addition": "#0072B2",
+    "mod_addition": "#D55E00",
+    "base_addition": "#009E73",
+    "linear_regression": "#CC79A7",
+    "chicken_rabbit": "#E69F00",
+}
+FORMAT_MARKERS = {"direct": "o", "scratchpad": "s", "rfft": "^"}
+SPLIT_LINES = {"square": "-", "squares": "-", "random": "--"}
+"""Line styles by split; any other design is drawn dash-dotted."""
+# Paul Tol's muted palette, so that a group is not mistaken for a task
+GROUP_COLORS = {
+    "near": "#332288",
+    "same_answer": "#CC6677",
+    "same_operand": "#117733",
+    "same_step": "#DDAA33",
+    "rest": "#999999",
+}
+MODEL_COLORS = {"square": "#000000", "random": "#0077BB", "untrained": "#999999"}
+RIGHT, WRONG = "#0072B2", "#D55E00"
+FRAME = "#FF3B30"
+MISSING = "#E6E6E6"
+
+_STYLE: dict[str, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "pdf.fonttype": 42,
+}
+
+
+def style() -> AbstractContextManager[None]:
+    """The figures' text sizes and lines, for the duration of a `with` block."""
+    import matplotlib
+
+    return matplotlib.rc_context(_STYLE)
+
+
+def figure(n_rows: int = 1, n_cols: int = 1, size: tuple[float, float] = (3.0, 2.6), **options: Any) -> tuple[Figure, Any]:
+    """A figure outside pyplot's registry with an [n_rows, n_cols] array of axes, `size` inches each.
+
+    `options` go to `Figure.subplots` (`sharex`, `width_ratios`, ...).
+    """
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(size[0] * n_cols, size[1] * n_rows), layout="constrained")
+    return fig, fig.subplots(n_rows, n_cols, squeeze=False, **options)
+
+
+def new_axes(ax: Axes | None) -> Axes:
+    """`ax`, or the axes of a new pyplot figure, which notebooks show."""
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots()[1]
+
+
+def save_figure(fig: Figure, path: str | Path) -> list[Path]:
+    """Writes `path`.png (200 dpi) and `path`.pdf, without dates: the same figure gives the same bytes.
+
+    Args:
+        path: file name without suffix; its folder is made.
+
+    Returns:
+        The two files written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    png, pdf = path.with_name(path.name + ".png"), path.with_name(path.name + ".pdf")
+    fig.savefig(png, dpi=200, metadata={"Software": None})
+    fig.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    return [png, pdf]
+
+
+def require_columns(table: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Raises `CriError` naming the columns a plot needs and the table lacks."""
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise CriError(f"table: lacks the columns {', '.join(missing)}; it has {', '.join(map(str, table.columns))}")

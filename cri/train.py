@@ -1,0 +1,375 @@
+"""One run, from config to finished folder and back: `train_run`, `load_run`, `python -m cri.train`.
+
+A finished folder holds `config.json`, `split.json`, `model/` (save_pretrained, with the tokenizer),
+`metrics.jsonl`, `predictions.csv` (the whole grid decoded), `manifest.json` and `complete.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cri.config import RunConfig
+from cri.errors import CorruptRunError, CriError, out_of_range
+from cri.runs import (
+    config_hash,
+    is_complete,
+    locked,
+    mark_complete,
+    provenance,
+    read_json,
+    run_folder,
+    verify,
+    write_json,
+    write_text,
+)
+from cri.splits import Split, make_split
+from cri.tasks import Task, make_task
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from cri.data import TokenTable
+    from cri.formats import Format
+
+CHECKPOINT = "checkpoint.safetensors"
+METRICS = "metrics.jsonl"
+PREDICTIONS = "predictions.csv"
+
+
+@dataclass(frozen=True, eq=False)
+class Materials:
+    """What a config stands for before any training: task, split, format, tokenizer, tokens, initial model."""
+
+    config: RunConfig
+    task: Task
+    split: Split
+    format: Format
+    tokenizer: PreTrainedTokenizerBase
+    tokens: TokenTable
+    model: PreTrainedModel
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """Hashes that a checkpoint or finished run must share with this config and code."""
+        from cri.runs import config_hash
+
+        mask = "".join(map(str, self.split.train.astype(int)))
+        return {
+            "config": config_hash(self.config.to_dict()),
+            "data": self.tokens.sha256()[:16],
+            "split": config_hash({"mask": mask}),
+        }
+
+
+def prepare(config: RunConfig) -> Materials:
+    """Builds what `config` names; raises `CriError` naming the field for anything it cannot build."""
+    from cri.data import encode, task_tokenizer
+    from cri.evaluation import decoding_room
+    from cri.formats import make_format
+    from cri.models import build_model, is_preset, load_pretrained, require_positions
+
+    task = make_task(config.task, **config.task_params)
+    fmt = make_format(config.format)
+    split = make_split(task, config.split, **config.split_params)
+    if is_preset(config.model):
+        tokenizer = task_tokenizer(config.tokenizer, task, fmt)
+        tokens = encode(task, fmt, tokenizer)
+        model = build_model(
+            config.model,
+            vocab_size=len(tokenizer),
+            n_positions=int(tokens.prompt_lengths.max()) + decoding_room(tokens),
+            pad=tokens.pad,
+            eos=tokens.eos,
+            seed=config.seed,
+        )
+    else:
+        model, tokenizer = load_pretrained(config.model)
+        tokens = encode(task, fmt, tokenizer)
+        require_positions(model, tokens.ids.shape[1])
+    return Materials(config, task, split, fmt, tokenizer, tokens, model)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run, opened.
+
+    Attributes:
+        path: its folder.
+        config: what was asked for.
+        task, split, format, tokenizer, tokens: as in training; `tokens` covers the whole grid.
+        model: the trained Hugging Face model, on CPU, in eval mode.
+        predictions: the whole grid decoded, one row a case in id order (see `cri.evaluation.predictions`).
+    """
+
+    path: Path
+    config: RunConfig
+    task: Task
+    split: Split
+    format: Format
+    tokenizer: PreTrainedTokenizerBase
+    tokens: TokenTable
+    model: PreTrainedModel
+    predictions: pd.DataFrame
+
+    @cached_property
+    def bridge(self) -> TransformerBridge:
+        """A TransformerLens bridge over a copy of the model."""
+        from cri.models import to_bridge
+
+        return to_bridge(self.model, self.tokenizer)
+
+    def untrained(self) -> PreTrainedModel:
+        """The model this run started from (a control)."""
+        return prepare(self.config).model
+
+
+def resolve_device(device: str) -> str:
+    """`auto` is the GPU where there is one."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CriError(f"device: {device!r} cannot be used here ({str(error).splitlines()[0]})") from error
+    return device
+
+
+def train_run(
+    config: RunConfig,
+    out: Path = Path("runs"),
+    *,
+    device: str = "auto",
+    checkpoint_every: int = 500,
+    evals: int = 10,
+    progress: bool = True,
+    position: int = 0,
+) -> Path:
+    """Trains `config` below `out` and returns the run's folder; a finished one is reused, an interrupted
+    one resumed.
+
+    Args:
+        config: the run.
+        out: folder of runs.
+        device: `auto`, `cpu`, `cuda`, ...
+        checkpoint_every: steps between checkpoints (does not change the result).
+        evals: how often accuracy on a sample of training and held-out cases is measured on the way.
+        progress: show a progress bar on stderr.
+        position: the bar's line, when several runs share a terminal.
+
+    Raises `CriError` for bad input, and `CorruptRunError` for a folder that was made with other data or code
+    or whose files were altered.
+    """
+    if checkpoint_every < 1:
+        raise out_of_range("checkpoint_every", checkpoint_every, "at least 1")
+    folder = run_folder(out, config.name, config.to_dict())
+    with locked(folder):
+        if is_complete(folder):
+            verify(folder)
+            materials = prepare(config)
+            _require_same(folder, read_json(folder / "manifest.json")["identity"], materials.identity)
+            return folder
+        _train(folder, prepare(config), resolve_device(device), checkpoint_every, evals, progress, position)
+    return folder
+
+
+def _require_same(folder: Path, found: dict[str, str], expected: dict[str, str]) -> None:
+    for key, value in expected.items():
+        if found.get(key) != value:
+            raise CorruptRunError(f"run: {folder} was made with other {key}; remove the folder and train again")
+
+
+def _train(
+    folder: Path, materials: Materials, device: str, checkpoint_every: int, evals: int, progress: bool, position: int
+) -> None:
+    import numpy as np
+    from tqdm import tqdm
+
+    from cri.checkpoints import append_metrics, truncate_metrics
+    from cri.evaluation import accuracy_by_part, predictions
+    from cri.models import LoraConfig, add_lora, describe, merge_lora, save_model
+    from cri.training import Progress, Trainer
+
+    config, split = materials.config, materials.split
+    write_json(folder / "config.json", config.to_dict())
+    write_json(folder / "split.json", {**split.info, "n_train": int(split.train.sum()), "n_test": int(split.test.sum())})
+    model: Any = add_lora(materials.model, LoraConfig()) if config.lora else materials.model
+    trainer = Trainer(model, materials.tokens, split.train_ids, config.train, device)
+    checkpoint, metrics = folder / CHECKPOINT, folder / METRICS
+    if checkpoint.exists():
+        trainer.restore(checkpoint, materials.identity)
+    truncate_metrics(metrics, trainer.step)
+
+    rng = np.random.default_rng(0)
+    sample = np.sort(
+        np.concatenate([rng.choice(ids, min(128, len(ids)), replace=False) for ids in (split.train_ids, split.test_ids)])
+    )
+    started, first_step = time.perf_counter(), trainer.step
+    bar = tqdm(
+        total=config.train.steps,
+        initial=trainer.step,
+        desc=config.name,
+        unit="step",
+        disable=not progress,
+        position=position,
+        mininterval=0.5 if sys.stderr.isatty() else 10,
+    )
+    shown: dict[str, str] = {}
+
+    def on_log(p: Progress) -> None:
+        append_metrics(metrics, {"step": p.step, "loss": round(p.loss, 6), "lr": p.lr})
+        shown["loss"] = f"{p.loss:.4f}"
+        bar.set_postfix(shown, refresh=False)
+        bar.update(p.step - bar.n)
+
+    eval_every = max(1, config.train.steps // max(1, evals))
+    stops = sorted({*range(checkpoint_every, config.train.steps, checkpoint_every),
+                    *range(eval_every, config.train.steps, eval_every), config.train.steps})
+    for stop in stops:
+        if stop <= trainer.step:
+            continue
+        trainer.run(stop, on_log=on_log)
+        if stop % eval_every == 0 and stop < config.train.steps:
+            table = predictions(
+                model, materials.tokenizer, materials.tokens, materials.task, materials.format, split, sample
+            )
+            accuracy = accuracy_by_part(table)
+            append_metrics(metrics, {"step": stop, "train_acc": accuracy["train"], "test_acc": accuracy["test"]})
+            shown.update(train=f"{accuracy['train']:.2f}", test=f"{accuracy['test']:.2f}")
+        if stop % checkpoint_every == 0 or stop == config.train.steps:
+            trainer.save(checkpoint, materials.identity)
+    bar.close()
+    train_seconds = time.perf_counter() - started
+
+    model = merge_lora(model) if config.lora else model
+    table = predictions(model, materials.tokenizer, materials.tokens, materials.task, materials.format, split)
+    model = model.to("cpu").eval()
+    save_model(model, materials.tokenizer, folder / "model")
+    write_text(folder / PREDICTIONS, table.to_csv(index=False))
+    manifest = {
+        "identity": materials.identity,
+        "model": describe(model),
+        "accuracy": accuracy_by_part(table),
+        "statuses": table["status"].value_counts().to_dict(),
+        "padded_share": float(trainer.padded_share),
+        "train_seconds": round(train_seconds, 2),
+        "steps_timed": config.train.steps - first_step,
+        "trained_on": device,
+        **provenance(),
+    }
+    write_json(folder / "manifest.json", manifest)
+    weights = sorted(str(p.relative_to(folder)) for p in (folder / "model").iterdir() if p.is_file())
+    mark_complete(folder, ["config.json", "split.json", "manifest.json", PREDICTIONS, METRICS, *weights])
+    checkpoint.unlink(missing_ok=True)
+
+
+def train_runs(
+    configs: Sequence[RunConfig], out: Path = Path("runs"), *, jobs: int = 0, device: str = "auto", progress: bool = True
+) -> list[Path]:
+    """`train_run` for each config: one process a core on CPU (`jobs`, 0 for all cores), in turn on a GPU.
+
+    Results do not depend on `jobs`. Raises the first error after the other runs have finished.
+    """
+    import os
+
+    import joblib
+    import torch
+
+    device = resolve_device(device)
+    jobs = min(len(configs), jobs or os.cpu_count() or 1) if device == "cpu" else 1
+
+    def one(index: int, config: RunConfig) -> Path | CriError:
+        torch.set_num_threads(1)  # the same sums whatever the number of cores
+        try:
+            return train_run(config, out, device=device, progress=progress, position=index % max(jobs, 1))
+        except CriError as error:
+            return error
+
+    results = joblib.Parallel(n_jobs=jobs)(joblib.delayed(one)(i, c) for i, c in enumerate(configs))
+    paths: list[Path] = []
+    for result in results:
+        if isinstance(result, CriError):
+            raise result
+        assert isinstance(result, Path)
+        paths.append(result)
+    return paths
+
+
+def load_run(path: Path | str) -> Run:
+    """Opens a finished run: model, tokenizer, task, split, predictions, and a bridge on demand.
+
+    Raises `CriError` when `path` is no finished run, `CorruptRunError` when a file was altered or the run
+    was made with other data than this code makes.
+    """
+    import pandas as pd
+
+    from cri.data import encode
+    from cri.formats import make_format
+    from cri.models import load_pretrained
+
+    folder = Path(path)
+    verify(folder)
+    config = RunConfig.from_dict(read_json(folder / "config.json"))
+    model, tokenizer = load_pretrained(str(folder / "model"))
+    task = make_task(config.task, **config.task_params)
+    fmt = make_format(config.format)
+    split = make_split(task, config.split, **config.split_params)
+    tokens = encode(task, fmt, tokenizer)
+    table = pd.read_csv(folder / PREDICTIONS, keep_default_na=False, dtype={"answer": str, "prediction": str})
+    run = Run(folder, config, task, split, fmt, tokenizer, tokens, model, table)
+    expected = Materials(config, task, split, fmt, tokenizer, tokens, model).identity
+    _require_same(folder, read_json(folder / "manifest.json")["identity"], expected)
+    return run
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """Trains one run and prints where it lies."""
+
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+    task_params: tuple[str, ...] = ()
+    """KEY=VALUE ..., for example size=30; the paper's values where not given."""
+    split_params: tuple[str, ...] = ()
+    """KEY=VALUE ..., for example half_side=5 center=[20,30]."""
+    out: Path = Path("runs")
+    """Folder of runs."""
+    device: str = "auto"
+    """`auto` takes a GPU where there is one."""
+    checkpoint_every: int = 500
+
+
+def main() -> None:
+    """`python -m cri.train`."""
+    import tyro
+
+    from cri.cli import key_values, run_command
+
+    flat = Annotated[TrainCommand, tyro.conf.OmitArgPrefixes]
+
+    def train(command: TrainCommand) -> None:
+        import json
+
+        config = command.run.replace(
+            task_params=key_values("task_params", command.task_params),
+            split_params=key_values("split_params", command.split_params),
+        )
+        folder = train_run(config, command.out, device=command.device, checkpoint_every=command.checkpoint_every)
+        accuracy = read_json(folder / "manifest.json")["accuracy"]
+        print(json.dumps({k: round(v, 4) for k, v in accuracy.items()}), file=sys.stderr)
+        print(folder)
+
+    run_command(flat, train, "Trains one run and prints its folder.", prog="python -m cri.train")  # pyright: ignore[reportArgumentType]
+
+
+if __name__ == "__main__":
+    main()
