@@ -1,7 +1,8 @@
 """Formats: a case as prompt and completion, and a model's completion read back.
 
-`direct` answers at once, `scratchpad` writes the state of the calculation line by line, `rfft`
-(rule-following fine-tuning) is given the rule as code and writes down its execution.
+`direct` answers at once, `scratchpad` writes the state of the calculation line by line (grammar in
+`cri.scratchpad`), `rfft` (rule-following fine-tuning) is given the rule as code and writes down its
+execution (layout in `cri.tracer`). All three execute the same rule steps, `Task.steps`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cri.errors import out_of_range, unknown_name
+from cri.rulecode import Rule
+from cri.rules import task_rule
+from cri.scratchpad import scratchpad_trace
 from cri.tasks import Task
-from cri.traces import Reading, Status, TraceLine, first_deviation, join
+from cri.tracer import trace_atoms
+from cri.traces import Edit, Reading, Status, TraceLine, TraceWriter, first_deviation, join
 
 
 @dataclass(frozen=True)
@@ -23,10 +28,14 @@ class Format(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def trace(self, task: Task, a: int, b: int) -> list[TraceLine]:
+    def trace(self, task: Task, a: int, b: int, edit: Edit | None = None) -> list[TraceLine]:
         """The lines of the completion: their texts joined are `completion(task, a, b)`.
 
-        Raises `CriError` for negative operands, or where the task lacks this format.
+        With an `edit`, what the rule would write if one element had another text: the lines before it
+        unchanged, its line up to it unchanged, everything after following from the edited state.
+
+        Raises `CriError` for negative operands, where the task lacks this format, and for an edit that
+        names no element or holds no legal value.
         """
 
     @abstractmethod
@@ -82,17 +91,64 @@ class Direct(Format):
 
     name: ClassVar[str] = "direct"
 
-    def trace(self, task: Task, a: int, b: int) -> list[TraceLine]:
+    def trace(self, task: Task, a: int, b: int, edit: Edit | None = None) -> list[TraceLine]:
         check_operands(a, b)
-        text = task.answer(a, b)
-        span = {"answer": (0, len(text))}
-        return [TraceLine(text, 0, len(text), elements=span, roles={"answer": "answer"})]
+        writer = TraceWriter(edit)
+        writer.element("answer", task.answer(a, b), "answer")
+        writer.end_line("answer", last=True)
+        return writer.finish()
 
     def read_answer(self, task: Task, text: str) -> str | None:
         return _match_answer(task, text)
 
 
-FORMATS: dict[str, Format] = {f.name: f for f in (Direct(),)}
+@dataclass(frozen=True)
+class Scratchpad(Format):
+    """The state of the calculation after every step, then the answer on a line of its own."""
+
+    name: ClassVar[str] = "scratchpad"
+
+    def trace(self, task: Task, a: int, b: int, edit: Edit | None = None) -> list[TraceLine]:
+        check_operands(a, b)
+        return scratchpad_trace(task, a, b, edit)
+
+    def read_answer(self, task: Task, text: str) -> str | None:
+        return _match_answer(task, text.rstrip().rpartition("\n")[2])
+
+
+INTRODUCTION = "Follow the code step by step to answer the question:"
+
+
+def rule_prompt(question: str, rule: Rule) -> str:
+    """The prompt of the `rfft` format, for any question and rule (a user's own, or an edited one)."""
+    return f"{INTRODUCTION}\n{question}\n{rule.source}\n"
+
+
+@dataclass(frozen=True)
+class RuleFollowing(Format):
+    """The prompt holds the rule's source; the completion is the rule's execution, traced."""
+
+    name: ClassVar[str] = "rfft"
+
+    def prompt(self, task: Task, a: int, b: int) -> str:
+        return rule_prompt(task.question(a, b), task_rule(task).rule)
+
+    def trace(self, task: Task, a: int, b: int, edit: Edit | None = None) -> list[TraceLine]:
+        check_operands(a, b)
+        return task_rule(task).trace(task, a, b, edit)
+
+    def completion(self, task: Task, a: int, b: int) -> str:
+        check_operands(a, b)
+        return task_rule(task).run(a, b).text  # the same lines, without the time to look up their steps
+
+    def read_answer(self, task: Task, text: str) -> str | None:
+        return task_rule(task).read_answer(text.rstrip().rpartition("\n")[2])
+
+    def atoms(self, task: Task) -> list[str]:
+        return [INTRODUCTION, *trace_atoms(task_rule(task).rule)]
+
+
+FORMATS: dict[str, Format] = {f.name: f for f in (Direct(), Scratchpad(), RuleFollowing())}
 
 
 def make_format(name: str) -> Format:

@@ -105,7 +105,7 @@ class _Scratchpad(TraceWriter):
 
     def number(self, name: str, text: str, role: str, *, allow_empty: bool = False) -> str:
         written = self.element(name, text, role)
-        if not (written.isascii() and written.isdigit() or (allow_empty and not written)):
+        if not ((written.isascii() and written.isdigit()) or (allow_empty and not written)):
             raise self._illegal(name, written, "digits")
         return written
 
@@ -143,16 +143,14 @@ class _Scratchpad(TraceWriter):
         """The state lines of `x OP y`; returns the answer without superfluous zeros in front."""
         advance = _ADVANCE[op]
         x, y, answer, carry = self._state(op, x, y, "", 0, None)
-        while x or (y and op in "+-") or (carry and op in "+*"):
+        while x or (y and op in "+-") or (carry > 0 and op in "+*"):
             step, digit, new_x, new_y, new_carry = advance(x, y, carry, base)
             executed = Step(_OPS[op], *step, carry) if step != (None, None) else None
             answer = answer + digit if op == "/" else digit + answer
             x, y, answer, carry = self._state(op, new_x, new_y, answer, new_carry, executed)
         return answer if op in "+*" else answer.lstrip("0") or "0"
 
-    def _state(
-        self, op: str, x: str, y: str, answer: str, carry: int, step: Step | None
-    ) -> tuple[str, str, str, int]:
+    def _state(self, op: str, x: str, y: str, answer: str, carry: int, step: Step | None) -> tuple[str, str, str, int]:
         x = self.number("x", x, "copy", allow_empty=True)
         self.put(op)
         y = self.number("y", y, "copy", allow_empty=True)

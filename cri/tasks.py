@@ -333,7 +333,7 @@ TASKS: dict[str, type[Task]] = {
 _ALL_TASKS: dict[str, type[Task]] = {**TASKS, LengthAddition.name: LengthAddition}
 
 
-def make_task(name: str, **params: int) -> Task:
+def make_task(name: str, **params: Any) -> Task:
     """The task called `name` with the paper's parameters, or those given.
 
     Raises `UnknownNameError` for an unknown task or parameter, `CriError` for a bad value.

@@ -9,8 +9,8 @@ apply one `Edit` on the way: what is written after the edit is then what the rul
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from cri.errors import CriError, out_of_range, unknown_name
 from cri.steps import Step
@@ -24,8 +24,7 @@ decision, `answer` the final answer, `code` a wrongly recited line, `stop` an en
 or not in time, `format` anything else (punctuation, layout)."""
 
 
-@dataclass(frozen=True)
-class TraceLine:
+class TraceLine(NamedTuple):
     """One line of a completion.
 
     Attributes:
@@ -42,12 +41,12 @@ class TraceLine:
     text: str
     start: int
     stop: int
-    kind: str = "answer"
-    step: Step | None = None
-    executes: bool = False
-    iteration: int | None = None
-    elements: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    roles: Mapping[str, str] = field(default_factory=dict)
+    kind: str
+    step: Step | None
+    executes: bool
+    iteration: int | None
+    elements: Mapping[str, tuple[int, int]]
+    roles: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -106,16 +105,19 @@ class TraceWriter:
         self._parts.append(text)
         self._length += len(text)
 
-    def mark(self, name: str, start: int, stop: int, role: str) -> str:
-        """Names a stretch of the current line (offsets within the line); a name already used in this
-        line gets a `#2`, `#3`, ... appended. Returns the name given."""
+    def _unique(self, name: str) -> str:
         unique, n = name, 1
         while unique in self._elements:
             n += 1
             unique = f"{name}#{n}"
-        self._elements[unique] = (self._start + start, self._start + stop)
-        self._roles[unique] = role
         return unique
+
+    def mark(self, name: str, start: int, stop: int, role: str) -> None:
+        """Names a stretch of the current line (offsets within the line); a name already used in this
+        line gets `#2`, `#3`, ... appended."""
+        name = self._unique(name)
+        self._elements[name] = (self._start + start, self._start + stop)
+        self._roles[name] = role
 
     def element(self, name: str, text: str, role: str) -> str:
         """Writes a named element and returns its text after the edit, if the edit is of this element."""
@@ -128,7 +130,7 @@ class TraceWriter:
     def edited(self, name: str) -> str | None:
         """The replacement of element `name` if it is the one to be edited, here and now, else None."""
         edit = self._edit
-        if self._applied or edit is None or edit.line != len(self.lines) or edit.element != name:
+        if self._applied or edit is None or edit.line != len(self.lines) or edit.element != self._unique(name):
             return None
         self._applied = True
         return edit.text
@@ -137,6 +139,11 @@ class TraceWriter:
     def length(self) -> int:
         """Characters written on the current line so far."""
         return self._length
+
+    @property
+    def position(self) -> int:
+        """Characters on all finished lines."""
+        return self._start
 
     def end_line(
         self,

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
 PREDICTIONS = "predictions.csv"
+_TEXT_COLUMNS = dict.fromkeys(("status", "answer", "prediction", "completion", "error"), str)
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,6 +274,18 @@ def _train(
     checkpoint.unlink(missing_ok=True)
 
 
+def _train_one(config: RunConfig, out: Path, device: str, progress: bool, position: int) -> Path | CriError:
+    """`train_run` for a worker process; an expected error is handed back rather than raised."""
+    import torch
+
+    if device == "cpu":
+        torch.set_num_threads(1)  # one process a core, and the same sums whatever the number of cores
+    try:
+        return train_run(config, out, device=device, progress=progress, position=position)
+    except CriError as error:
+        return error
+
+
 def train_runs(
     configs: Sequence[RunConfig], out: Path = Path("runs"), *, jobs: int = 0, device: str = "auto", progress: bool = True
 ) -> list[Path]:
@@ -283,19 +296,13 @@ def train_runs(
     import os
 
     import joblib
-    import torch
 
     device = resolve_device(device)
     jobs = min(len(configs), jobs or os.cpu_count() or 1) if device == "cpu" else 1
 
-    def one(index: int, config: RunConfig) -> Path | CriError:
-        torch.set_num_threads(1)  # the same sums whatever the number of cores
-        try:
-            return train_run(config, out, device=device, progress=progress, position=index % max(jobs, 1))
-        except CriError as error:
-            return error
-
-    results = joblib.Parallel(n_jobs=jobs)(joblib.delayed(one)(i, c) for i, c in enumerate(configs))
+    results = joblib.Parallel(n_jobs=jobs)(
+        joblib.delayed(_train_one)(config, out, device, progress, i % max(jobs, 1)) for i, config in enumerate(configs)
+    )
     paths: list[Path] = []
     for result in results:
         if isinstance(result, CriError):
@@ -305,27 +312,32 @@ def train_runs(
     return paths
 
 
+def load_predictions(path: Path) -> pd.DataFrame:
+    """The decoded grid of a finished run, without opening its model."""
+    import pandas as pd
+
+    verify(path)
+    return pd.read_csv(path / PREDICTIONS, keep_default_na=False, dtype=_TEXT_COLUMNS)
+
+
 def load_run(path: Path | str) -> Run:
     """Opens a finished run: model, tokenizer, task, split, predictions, and a bridge on demand.
 
     Raises `CriError` when `path` is no finished run, `CorruptRunError` when a file was altered or the run
     was made with other data than this code makes.
     """
-    import pandas as pd
-
     from cri.data import encode
     from cri.formats import make_format
     from cri.models import load_pretrained
 
     folder = Path(path)
-    verify(folder)
+    table = load_predictions(folder)
     config = RunConfig.from_dict(read_json(folder / "config.json"))
     model, tokenizer = load_pretrained(str(folder / "model"))
     task = make_task(config.task, **config.task_params)
     fmt = make_format(config.format)
     split = make_split(task, config.split, **config.split_params)
     tokens = encode(task, fmt, tokenizer)
-    table = pd.read_csv(folder / PREDICTIONS, keep_default_na=False, dtype={"answer": str, "prediction": str})
     run = Run(folder, config, task, split, fmt, tokenizer, tokens, model, table)
     expected = Materials(config, task, split, fmt, tokenizer, tokens, model).identity
     _require_same(folder, read_json(folder / "manifest.json")["identity"], expected)

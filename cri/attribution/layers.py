@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -153,7 +153,7 @@ def find_blocks(model: nn.Module, parameters: Sequence[str] = ("*",)) -> list[Bl
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Dropout off, whatever the mode of each submodule, and back again."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -191,10 +191,11 @@ def capture(
     options = {"use_cache": False} if "use_cache" in accepted else {}
     hooks = [module.register_forward_hook(remember) for module in modules]
     try:
-        with _evaluating(model), torch.enable_grad():
+        with evaluating(model), torch.enable_grad():
             logits = model(input_ids=inputs, **extra, **options).logits
             total = objective(logits).sum()
-            gradients = torch.autograd.grad(total, [output for _, _, output in calls], allow_unused=True)
+            outputs = [output for _, _, output in calls]
+            gradients = torch.autograd.grad(total, outputs, allow_unused=True, materialize_grads=True)
     finally:
         for hook in hooks:
             hook.remove()
@@ -205,8 +206,10 @@ def capture(
                 f"parameters: the layer {modules[module]!r} ({type(module).__name__}) puts out {tuple(output.shape)}, "
                 f"not one row for each of {inputs.shape[0]} examples and {inputs.shape[1]} positions"
             )
-        if gradient is not None:
-            captured.setdefault(module, []).append((seen, gradient))
+        captured.setdefault(module, []).append((seen, gradient))
+    for module, name in modules.items():
+        if module not in captured:
+            raise CriError(f"parameters: the layer {name!r} ({type(module).__name__}) is never called by the model")
     return captured
 
 
@@ -222,18 +225,15 @@ def _float(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def parts(
-    block: Block, captured: Captured, mask: Bool[Tensor, "case pos"] | None = None, compress: bool = True
-) -> list[Part]:
+def parts(block: Block, captured: Captured, compress: bool = True) -> list[Part]:
     """Factors of every example's gradient of `block`, one part a use.
 
     Positions whose output gradient is zero in every row are dropped when `compress` is set: the last
-    layer's MLP, for one, is then left with the positions that predict. With `mask` (which excludes
-    `compress`), the right side is zero outside it.
+    layer's MLP, for one, is then left with the positions that predict.
     """
     out = []
     for use in block.uses:
-        for seen, gradient in captured.get(use.module, ()):
+        for seen, gradient in captured[use.module]:
             gradient = _float(gradient)
             if use.kind == "gain" or use.kind == "shift":
                 vector = gradient * _normalised(use.module, seen) if use.kind == "gain" else gradient
@@ -252,7 +252,7 @@ def parts(
                 right = _float(seen)
                 if use.columns[1]:
                     right = torch.cat([right, right.new_ones(*right.shape[:2], 1)], dim=2)
-                out.append(Part(gradient, right if mask is None else right * mask[..., None]))
+                out.append(Part(gradient, right))
     return out
 
 

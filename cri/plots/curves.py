@@ -27,13 +27,13 @@ def ring_accuracy(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool =
     """Accuracy by ring from the square's border inwards, with intervals.
 
     Args:
-        table: from `statistics.ring_accuracy`: `ring`, `accuracy`, `low`, `high`, `n`, `n_runs`, and the
-            columns that tell curves apart, each optional: `task` (colour), `format` (marker), `split`
-            (line style).
+        table: from `statistics.ring_accuracy`: `ring`, `accuracy`, `low`, `high` (drawn as a band),
+            `wilson_low`, `wilson_high` (as whiskers), `n`, `n_runs`, and the columns that tell curves
+            apart, each optional: `task` (colour), `format` (marker), `split` (line style).
     """
     from matplotlib.ticker import MaxNLocator
 
-    require_columns(table, ("ring", "accuracy", "low", "high", "n", "n_runs"))
+    require_columns(table, ("ring", "accuracy", "low", "high", "wilson_low", "wilson_high", "n", "n_runs"))
     ax = new_axes(ax)
     keys = [key for key in ("task", "format", "split") if key in table.columns]
     curves = table.groupby(keys, sort=False) if keys else [((), table)]
@@ -43,6 +43,7 @@ def ring_accuracy(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool =
         curve = curve.sort_values("ring")
         x, y = curve["ring"].to_numpy(), curve["accuracy"].to_numpy()
         ax.fill_between(x, curve["low"], curve["high"], color=color, alpha=0.15, linewidth=0)
+        ax.vlines(x, curve["wilson_low"], curve["wilson_high"], color=color, linewidth=0.7)
         ax.plot(
             x, y, color=color, marker=FORMAT_MARKERS.get(key.get("format", "direct"), "o"), markersize=3,
             linestyle=SPLIT_LINES.get(key.get("split", "square"), "-."),
@@ -73,29 +74,28 @@ def enrichment_curves(
     table: pd.DataFrame,
     ax: Axes | None = None,
     *,
-    column: str = "enrichment",
     groups: tuple[str, ...] = ("near", "same_answer", "same_operand", "same_step"),
     legend: bool = True,
 ) -> Axes:
     """Enrichment of each group among the top-k neighbours at each site, on a log2 scale, with intervals.
 
     Args:
-        table: from `statistics.enrichment`, of one method and model: `site` (in the order to draw),
-            `group`, `column`, `low`, `high`, `n`.
-        column: the ratio to draw.
+        table: from `statistics.estimate` of the enrichment of one method and model: `site` (in the order to
+            draw), `group`, `estimate`, `low`, `high`.
+        groups: which of them to draw.
 
-    A value of 0 (nothing of the group in any top-k) is drawn at the lower edge as a downward triangle.
+    Values below 1/16 (0: nothing of the group in any top-k) are drawn there as downward triangles.
     """
-    require_columns(table, ("site", "group", column, "low", "high", "n"))
+    require_columns(table, ("site", "group", "estimate", "low", "high"))
     ax = new_axes(ax)
     sites = list(dict.fromkeys(table["site"]))
     present = [group for group in groups if group in set(table["group"])]
-    positive = table[column][table[column] > 0]
-    floor = 2.0 ** np.floor(min(np.log2(positive.min()) if len(positive) else -1.0, -1.0) - 0.5)
+    # the same floor in every panel, so that panels can share their axis
+    floor = 2.0**-4
     for i, group in enumerate(present):
         rows = table[table["group"] == group].set_index("site").reindex(sites)
         x = np.arange(len(sites)) + (i - (len(present) - 1) / 2) * 0.12
-        y = rows[column].to_numpy(dtype=float)
+        y = rows["estimate"].to_numpy(dtype=float)
         low, high = rows["low"].to_numpy(dtype=float), rows["high"].to_numpy(dtype=float)
         shown = np.maximum(y, floor)
         bars = np.stack([shown - np.clip(low, floor, shown), np.maximum(high, shown) - shown])
@@ -104,12 +104,11 @@ def enrichment_curves(
             x, shown, yerr=bars, color=color, marker="o", markersize=3.5, capsize=0, elinewidth=1.2,
             linewidth=0.8 if len(sites) > 1 else 0, label=group.replace("_", " "),
         )  # fmt: skip
-        zero = y == 0
+        zero = y < floor
         ax.scatter(x[zero], shown[zero], marker="v", s=24, color=color, zorder=3)
     ax.axhline(1.0, color="0.5", linewidth=0.8, linestyle=":")
     ax.set_yscale("log", base=2)
-    ax.set_xticks(range(len(sites)), sites, rotation=30 if max(map(len, sites)) > 4 else 0, ha="right" if max(map(len, sites)) > 4 else "center")
-    ax.set_xlim(-0.5, len(sites) - 0.5)
+    _name_sites(ax, sites)
     ax.set_ylabel("enrichment in top-k (1 = base rate)")
     if legend:
         ax.legend(loc="best")
@@ -120,15 +119,15 @@ def matched_curves(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool 
     """Output-matched AUC (chance 0.5) at each site, one curve a model, with intervals.
 
     Args:
-        table: from `statistics.matched`, of one method and contrast: `site`, `model`, `auc`, `low`, `high`.
+        table: from `statistics.estimate` of one method and contrast: `site`, `model`, `estimate`, `low`, `high`.
     """
-    require_columns(table, ("site", "model", "auc", "low", "high"))
+    require_columns(table, ("site", "model", "estimate", "low", "high"))
     ax = new_axes(ax)
     sites = list(dict.fromkeys(table["site"]))
     models = list(dict.fromkeys(table["model"]))
     for i, model in enumerate(models):
         rows = table[table["model"] == model].set_index("site").reindex(sites)
-        y = rows["auc"].to_numpy(dtype=float)
+        y = rows["estimate"].to_numpy(dtype=float)
         bars = np.stack([y - rows["low"].to_numpy(dtype=float), rows["high"].to_numpy(dtype=float) - y])
         ax.errorbar(
             np.arange(len(sites)) + (i - (len(models) - 1) / 2) * 0.12, y, yerr=np.maximum(bars, 0),
@@ -136,12 +135,17 @@ def matched_curves(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool 
             linewidth=0.8 if len(sites) > 1 else 0, label=model,
         )  # fmt: skip
     ax.axhline(0.5, color="0.5", linewidth=0.8, linestyle=":")
-    ax.set_xticks(range(len(sites)), sites)
-    ax.set_xlim(-0.5, len(sites) - 0.5)
+    _name_sites(ax, sites)
     ax.set_ylabel("output-matched AUC")
     if legend:
         ax.legend(loc="best")
     return ax
+
+
+def _name_sites(ax: Axes, sites: list[str]) -> None:
+    slanted = max(map(len, sites), default=0) > 6
+    ax.set_xticks(range(len(sites)), sites, rotation=30 if slanted else 0, ha="right" if slanted else "center")
+    ax.set_xlim(-0.5, len(sites) - 0.5)
 
 
 def distance_correctness(table: pd.DataFrame, ax: Axes | None = None, *, auc: float | None = None) -> Axes:

@@ -1,0 +1,90 @@
+"""Causal attention for training and decoding without padding masks, registered with transformers.
+
+The package's sequences are padded on the right only, so causal attention needs no mask at all. Under an
+attention implementation of its own, transformers builds none: which also spares a look at the data on
+every forward pass, a wait for the device that CUDA graphs and `vmap` do not allow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SHORT = 32
+"""Up to this many positions attention is written out: library kernels work in tiles of 64 or more."""
+Kind = Literal["library", "products", "sums"]
+"""`library`: scaled_dot_product_attention. `products`: matrix products and a softmax, for short sequences.
+`sums`: the same as broadcast products and sums, which a compiler fuses into one kernel."""
+
+
+def causal_attention(
+    query: Float[Tensor, "batch head q d"],
+    key: Float[Tensor, "batch kv k d"],
+    value: Float[Tensor, "batch kv k d"],
+    scaling: float | None,
+    kind: Kind,
+) -> Float[Tensor, "batch head q d"]:
+    """Softmax(q k^T scaling) v, the last query being aligned with the last key."""
+    n_queries, n_keys = query.shape[-2], key.shape[-2]
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, key = query.to(value.dtype), key.to(value.dtype)  # rotation leaves float32 under autocast
+    if kind == "library" and n_queries in (1, n_keys):
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            is_causal=n_queries > 1,
+            scale=scaling,
+            enable_gqa=key.shape[1] != query.shape[1],
+        )
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    position = torch.arange(n_keys, device=query.device)
+    future = position > position[n_keys - n_queries :, None]
+    if kind == "sums":
+        scores = (query[..., :, None, :].float() * key[..., None, :, :].float()).sum(-1) * scaling
+        weights = scores.masked_fill(future, -torch.inf).softmax(-1)
+        return (weights[..., None] * value[..., None, :, :].float()).sum(-2).to(value.dtype)
+    scores = torch.matmul(query, key.transpose(-1, -2)).float() * scaling
+    weights = scores.masked_fill(future, -torch.inf).softmax(-1).to(value.dtype)
+    return torch.matmul(weights, value)
+
+
+def _entry(kind: Kind) -> Any:
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
+    ) -> tuple[Tensor, None]:
+        if attention_mask is not None:
+            raise ValueError("attention_mask: this attention takes right-padded sequences and no mask")
+        out = causal_attention(query, key, value, options.get("scaling"), kind)
+        return out.transpose(1, 2).contiguous(), None
+
+    return attend
+
+
+@contextlib.contextmanager
+def unmasked(model: PreTrainedModel, kind: Kind = "library") -> Iterator[None]:
+    """Within the block `model` attends causally, with no mask and without looking for padding."""
+    from transformers import AttentionInterface
+
+    name = f"cri_{kind}"
+    AttentionInterface.register(name, _entry(kind))
+    config = model.config
+    before, pad = config._attn_implementation, config.pad_token_id
+    config._attn_implementation = name
+    config.pad_token_id = None
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        config.pad_token_id = pad

@@ -1,0 +1,254 @@
+"""The EK-FAC approximation of the Fisher matrix (George et al. 2018; Grosse et al. 2023, section 2.3).
+
+F is the average over cases of the outer product of per-example summed-loss gradients. Block by block (see
+`layers`: a weight with its bias is one block) it is taken as diagonal in the Kronecker product of two
+eigenbases, those of the second moments of the left and the right factors over every real position, prompt
+included, padding never:
+
+    F_block ~ (U_L x U_R) diag(eigenvalues) (U_L x U_R)^T,   eigenvalues = mean_i (U_L^T g_i U_R)^2.
+
+Every block has this treatment. For a vector (norm gains, lone biases) the basis is that of its own Fisher
+block, hence exact; the token side of an untied embedding has a diagonal second moment, hence no basis to
+find; a tied head pools the factors of its two uses. A side longer than `max_factor_dim` (the vocabulary of
+a pretrained model) keeps its own coordinates: corrected eigenvalues are valid in any basis.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from cri.attribution.gradients import gradient_coverage
+from cri.attribution.layers import Block, Captured, Part, capture, find_blocks, materialise, parts
+from cri.attribution.outputs import Output, log_likelihood
+from cri.attribution.streaming import batches, on_model
+from cri.data import TokenTable
+from cri.errors import CorruptRunError, CriError, out_of_range, unknown_name
+
+Labels = Literal["sampled", "empirical"]
+
+
+@dataclass(frozen=True, eq=False)
+class Eigenbasis:
+    """Fisher of one block: eigenvectors of each side in columns (None keeps the coordinates) and the
+    corrected eigenvalues, laid out as the block."""
+
+    left: Float[Tensor, "m m"] | None
+    right: Float[Tensor, "n n"] | None
+    eigenvalues: Float[Tensor, "m n"]
+
+    def to(self, device: torch.device) -> Eigenbasis:
+        left, right = (None if side is None else side.to(device) for side in (self.left, self.right))
+        return Eigenbasis(left, right, self.eigenvalues.to(device))
+
+    def divide(self, x: Float[Tensor, "query size"], damping: float) -> Float[Tensor, "query size"]:
+        """(F + damping)^-1 applied to flattened gradients."""
+        m, n = self.eigenvalues.shape
+        out = torch.empty_like(x)
+        for rows in torch.arange(len(x), device=x.device).split(max(1, (1 << 24) // (m * n))):
+            y = x[rows].view(-1, m, n)
+            y = y if self.left is None else self.left.T @ y
+            y = y if self.right is None else y @ self.right
+            y = y / (self.eigenvalues + damping)
+            y = y if self.left is None else self.left @ y
+            y = y if self.right is None else y @ self.right.T
+            out[rows] = y.flatten(1)
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class EKFAC:
+    """A fitted Fisher approximation, one `Eigenbasis` a block.
+
+    Attributes:
+        parameters: names of the parameters of each block.
+        bases: the blocks, in the same order.
+        labels: whether the labels were `sampled` from the model (the Fisher) or the `empirical` ones.
+        seed: of the sampled labels.
+        n_cases: cases it was fitted on.
+        coverage: share of the squared gradient norm that the covered parameters hold.
+    """
+
+    parameters: tuple[tuple[str, ...], ...]
+    bases: tuple[Eigenbasis, ...]
+    labels: Labels
+    seed: int
+    n_cases: int
+    coverage: float
+
+    def blocks(self, model: nn.Module) -> list[Block]:
+        """The blocks of `model` this was fitted on; raises `CriError` if it has other ones."""
+        blocks = find_blocks(model, [name for group in self.parameters for name in group])
+        for block, group, basis in zip(blocks, self.parameters, self.bases, strict=True):
+            if block.parameters != group or block.shape != tuple(basis.eigenvalues.shape):
+                raise CriError(
+                    f"ekfac: fitted on {' + '.join(group)} of shape {tuple(basis.eigenvalues.shape)}; "
+                    f"the model has {block.name} of shape {block.shape}"
+                )
+        return blocks
+
+    def dampings(self, damping: float, relative_damping: float) -> list[float]:
+        """The damping of each block: `damping + relative_damping * mean(eigenvalues)`."""
+        for field, value in (("damping", damping), ("relative_damping", relative_damping)):
+            if not 0 <= value < float("inf"):
+                raise out_of_range(field, value, "non-negative and finite")
+        total = [damping + relative_damping * float(basis.eigenvalues.mean()) for basis in self.bases]
+        if min(total) <= 0:
+            raise out_of_range("damping", damping, "positive where a block's Fisher vanishes or relative_damping is 0")
+        return total
+
+    def save(self, folder: Path | str) -> None:
+        """Write `ekfac.safetensors` and `ekfac.json` into `folder`; the latter last, as it completes the pair."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"{i}.{side}": tensor.contiguous()
+            for i, basis in enumerate(self.bases)
+            for side, tensor in vars(basis).items()
+            if tensor is not None
+        }
+        record = {key: getattr(self, key) for key in ("parameters", "labels", "seed", "n_cases", "coverage")}
+        (folder / "ekfac.json").unlink(missing_ok=True)
+        save_file(tensors, folder / "ekfac.safetensors.part")
+        os.replace(folder / "ekfac.safetensors.part", folder / "ekfac.safetensors")
+        (folder / "ekfac.json.part").write_text(json.dumps(record, indent=1))
+        os.replace(folder / "ekfac.json.part", folder / "ekfac.json")
+
+    @classmethod
+    def load(cls, folder: Path | str) -> EKFAC:
+        """Read what `save` wrote; raises `CorruptRunError` when it is missing or damaged."""
+        folder = Path(folder)
+        try:
+            record = json.loads((folder / "ekfac.json").read_text())
+            tensors = load_file(folder / "ekfac.safetensors")
+            names = tuple(tuple(group) for group in record.pop("parameters"))
+            bases = tuple(
+                Eigenbasis(tensors.get(f"{i}.left"), tensors.get(f"{i}.right"), tensors[f"{i}.eigenvalues"])
+                for i in range(len(names))
+            )
+            return cls(parameters=names, bases=bases, **record)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise CorruptRunError(f"{folder}: not a saved EK-FAC fit ({error})") from error
+
+
+def sample_labels(
+    logits: Float[Tensor, "case next vocab"], tokens: TokenTable, generator: torch.Generator
+) -> TokenTable:
+    """`tokens` with every token to be predicted redrawn from the model's own distribution, given the true
+    tokens before it."""
+    p = logits.detach().float().softmax(-1)
+    drawn = torch.multinomial(p.flatten(0, 1), 1, generator=generator).view(p.shape[:2])
+    return dataclasses.replace(tokens, ids=torch.cat([tokens.ids[:, :1], drawn], dim=1))
+
+
+def fisher_gradients(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    tokens: TokenTable,
+    loss: Output,
+    labels: Labels,
+    generator: torch.Generator,
+    batch_size: int,
+    bar: tqdm,
+) -> Iterator[tuple[TokenTable, Captured]]:
+    """Captured gradients of the loss under the chosen labels, batch by batch."""
+    for rows in batches(tokens, batch_size):
+        batch = tokens[rows]
+
+        def objective(logits: Tensor, batch: TokenTable = batch) -> Tensor:
+            return loss(logits, batch if labels == "empirical" else sample_labels(logits, batch, generator))
+
+        yield batch, capture(model, blocks, batch, objective)
+        bar.update(len(rows))
+
+
+def _second_moment(x: Tensor, size: int) -> Float[Tensor, "size size"]:
+    """Sum of the outer products of rows, or of one-hot rows given as indices."""
+    return (x.T @ x).double() if x.is_floating_point() else torch.bincount(x, minlength=size).double().diag()
+
+
+def _rotate(x: Tensor, basis: Tensor | None) -> Tensor:
+    if basis is None:
+        return x
+    return x @ basis if x.is_floating_point() else basis[x]
+
+
+def fit_ekfac(
+    model: nn.Module,
+    tokens: TokenTable,
+    *,
+    loss: Output = log_likelihood,
+    labels: Labels = "sampled",
+    parameters: Sequence[str] = ("*",),
+    seed: int = 0,
+    batch_size: int = 128,
+    max_factor_dim: int = 4096,
+    progress: bool = True,
+) -> EKFAC:
+    """Fit the EK-FAC Fisher on `tokens` (the training cases) in two passes.
+
+    Args:
+        loss: minus the training loss of a case.
+        labels: `sampled` redraws the targets from the model (the true Fisher, the Gauss-Newton matrix of
+            cross-entropy); `empirical` keeps them.
+        parameters: glob patterns of parameter names.
+        seed: of the sampled labels; the same seed and batch size give the same fit.
+        batch_size: examples in one backward pass.
+        max_factor_dim: longest side that is given an eigenbasis.
+
+    Second moments are accumulated and decomposed in float64. Raises `CriError` for a parameter of an
+    unsupported layer, naming it.
+    """
+    if labels not in get_args(Labels):
+        raise unknown_name("labels", labels, get_args(Labels))
+    tokens = on_model(model, tokens)
+    blocks = find_blocks(model, parameters)
+    device = tokens.ids.device
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def sides(block: Block) -> list[bool]:
+        """Which sides get an eigenbasis: not a single row, not too long, not one-hot in every use."""
+        left = any(use.kind != "embedding" for use in block.uses)
+        return [wanted and 1 < size <= max_factor_dim for wanted, size in zip((left, True), block.shape, strict=True)]
+
+    wanted = [sides(block) for block in blocks]
+    moments: list[list[Tensor | None]] = [
+        [torch.zeros(d, d, dtype=torch.float64, device=device) if w else None for d, w in zip(b.shape, ws, strict=True)]
+        for b, ws in zip(blocks, wanted, strict=True)
+    ]
+    with tqdm(total=2 * len(tokens), desc="EK-FAC", unit="case", disable=not progress, leave=False) as bar:
+        for batch, captured in fisher_gradients(model, blocks, tokens, loss, labels, generator, batch_size, bar):
+            real = batch.token_mask[:, 1:]
+            for block, moment in zip(blocks, moments, strict=True):
+                for part in parts(block, captured, compress=False):
+                    for factor, size, total in zip(part, block.shape, moment, strict=True):
+                        if total is not None:
+                            vector = block.uses[0].kind in ("gain", "shift")
+                            total += _second_moment(factor[:, 0] if vector else factor[real], size)
+        bases = [[None if c is None else torch.linalg.eigh(c).eigenvectors for c in pair] for pair in moments]
+        dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
+        bases = [[None if q is None else q.to(dtype) for q in pair] for pair in bases]
+        eigenvalues = [torch.zeros(block.shape, dtype=torch.float64, device=device) for block in blocks]
+        # labels are drawn afresh: values on the draw that chose the vectors would be too large
+        for _, captured in fisher_gradients(model, blocks, tokens, loss, labels, generator, batch_size, bar):
+            for block, (left, right), total in zip(blocks, bases, eigenvalues, strict=True):
+                rotated = [Part(_rotate(p.left, left), _rotate(p.right, right)) for p in parts(block, captured)]
+                total += materialise(rotated, block.shape).square_().sum(0)
+    fitted = tuple(
+        Eigenbasis(left, right, (total / len(tokens)).to(dtype)).to(torch.device("cpu"))
+        for (left, right), total in zip(bases, eigenvalues, strict=True)
+    )
+    coverage = gradient_coverage(model, tokens, parameters, output=loss)
+    return EKFAC(tuple(b.parameters for b in blocks), fitted, labels, seed, len(tokens), coverage)

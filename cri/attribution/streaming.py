@@ -1,0 +1,182 @@
+"""Inner products of training gradients, streamed, with query vectors held in memory.
+
+Query gradients are held block by block, as they are or as factors, whichever gives the cheaper inner
+product; training gradients are formed a batch at a time and dropped. `max_bytes` bounds both together: where
+the queries do not fit, the training set is passed over several times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from cri.attribution.layers import Block, Part, capture, inner, materialise, parts, squared_norms
+from cri.attribution.outputs import Output
+from cri.data import TokenTable
+from cri.errors import CriError, out_of_range
+
+Held = Float[Tensor, "query _"] | list[Part]
+"""Query gradients of one block: flattened, or as factors."""
+
+
+def on_model(model: nn.Module, tokens: TokenTable) -> TokenTable:
+    """`tokens` on the device of the model."""
+    return tokens.to(next(model.parameters()).device)
+
+
+def batches(tokens: TokenTable, batch_size: int) -> Iterator[Int[np.ndarray, " row"]]:
+    """Rows in batches of equal lengths where possible: less padding, and more positions without gradient."""
+    order = np.lexsort((tokens.prompt_lengths.cpu().numpy(), tokens.lengths.cpu().numpy()))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a scoring pass fits in memory: examples a batch, queries a pass, blocks kept as factors."""
+
+    batch_size: int
+    n_queries: int
+    factored: tuple[bool, ...]
+    itemsize: int
+
+    def query_groups(self, test: TokenTable) -> Iterator[Int[np.ndarray, " row"]]:
+        return batches(test, self.n_queries)
+
+
+def plan_memory(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    train: TokenTable,
+    test: TokenTable,
+    output: Output,
+    batch_size: int,
+    max_bytes: int,
+    factored: bool | None,
+) -> Plan:
+    """Choose the inner product of each block and the sizes that keep within `max_bytes`.
+
+    Factors are cheaper when s_train s_test (m + n + 64) < m n, with s the positions that carry a gradient,
+    counted on one longest case; 64 stands for the elementwise work on the two Gram matrices (measured).
+    """
+    if batch_size < 1:
+        raise out_of_range("batch_size", batch_size, "at least 1")
+    if not len(train) or not len(test):
+        raise CriError("train, test: no cases to score")
+    widths = [_positions(model, blocks, tokens, output) for tokens in (train, test)]
+    itemsize = 8 if next(model.parameters()).dtype == torch.float64 else 4
+    choices, per_query, largest, gram = [], 0, 0, 0
+    for block, s_train, s_test in zip(blocks, *widths, strict=True):
+        m, n = block.shape
+        choice = s_train * s_test * (m + n + 64) < m * n if factored is None else factored
+        choices.append(choice)
+        per_query += s_test * (m + n) if choice else m * n
+        largest = max(largest, s_train * (m + n), 0 if choice else m * n)
+        gram = max(gram, 2 * s_train * s_test if choice else 1)
+    # a backward pass keeps about five values for every input and output feature, and attention's own
+    positions = train.ids.shape[1]
+    features = sum(m + n for block in blocks for m, n in [block.shape] if m > 1)
+    heads = getattr(getattr(model, "config", None), "num_attention_heads", 0)
+    layers = getattr(getattr(model, "config", None), "num_hidden_layers", 0)
+    per_example = 5 * positions * features + 3 * layers * heads * positions**2 + 2 * largest
+    budget = max_bytes // (2 * itemsize)
+    n_queries = min(len(test), budget // max(per_query, 1))
+    fitting = min(batch_size, budget // (per_example + gram * n_queries))
+    if n_queries > 1 and fitting < 1:  # a large Gram matrix: fewer queries a pass
+        n_queries = max(1, (budget - per_example) // gram)
+        fitting = min(batch_size, budget // (per_example + gram * n_queries))
+    if n_queries < 1 or fitting < 1:
+        need = 2 * itemsize * max(per_query, per_example + gram)
+        raise out_of_range("max_bytes", max_bytes, f"at least {need} for one example at a time of this model")
+    return Plan(fitting, n_queries, tuple(choices), itemsize)
+
+
+def _positions(model: nn.Module, blocks: Sequence[Block], tokens: TokenTable, output: Output) -> list[int]:
+    longest = tokens[tokens.lengths.argmax()[None]]
+    captured = capture(model, blocks, longest, lambda logits: output(logits, longest))
+    return [sum(part.right.shape[1] for part in parts(block, captured)) for block in blocks]
+
+
+def hold(
+    model: nn.Module, blocks: Sequence[Block], queries: TokenTable, output: Output, plan: Plan
+) -> tuple[list[Held], Float[np.ndarray, " query"]]:
+    """Gradients df/dtheta of the queries, block by block, and their norms."""
+    collected: list[list[Tensor | list[Part]]] = [[] for _ in blocks]
+    rows_seen, squares = [], []
+    for rows in batches(queries, plan.batch_size):
+        batch = queries[rows]
+        captured = capture(model, blocks, batch, lambda logits, batch=batch: output(logits, batch))
+        square = torch.zeros(len(rows), device=queries.ids.device, dtype=torch.float64)
+        for block, factored, out in zip(blocks, plan.factored, collected, strict=True):
+            pieces = parts(block, captured)
+            square += squared_norms(pieces)
+            # clones: a view would keep the whole batch's tensors alive
+            out.append(
+                [Part(*(t.clone() for t in p)) for p in pieces] if factored else materialise(pieces, block.shape)
+            )
+        rows_seen.append(rows)
+        squares.append(square.cpu().numpy())
+    back = np.argsort(np.concatenate(rows_seen))
+    index = torch.as_tensor(back, device=queries.ids.device)
+    held: list[Held] = []
+    for out in collected:
+        if isinstance(out[0], Tensor):
+            held.append(torch.cat([g.flatten(1) for g in out])[index])  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            held.append([_join(pieces, index) for pieces in zip(*out, strict=True)])  # pyright: ignore[reportArgumentType]
+    return held, np.sqrt(np.concatenate(squares)[back])
+
+
+def _join(pieces: Sequence[Part], index: Tensor) -> Part:
+    """Batches of one part, padded to a common number of positions; a padded position has right = 0."""
+    width = max(part.right.shape[1] for part in pieces)
+
+    def pad(x: Tensor) -> Tensor:
+        return torch.cat([x, x.new_zeros(x.shape[0], width - x.shape[1], *x.shape[2:])], dim=1)
+
+    return Part(torch.cat([pad(p.left) for p in pieces])[index], torch.cat([pad(p.right) for p in pieces])[index])
+
+
+def stream(
+    model: nn.Module,
+    blocks: Sequence[Block],
+    train: TokenTable,
+    loss: Output,
+    held: Sequence[Held],
+    batch_size: int,
+    progress: bool,
+) -> tuple[Float[np.ndarray, "train query"], Float[np.ndarray, " train"]]:
+    """Inner products of every training case's -dL/dtheta with the held vectors, and its norm."""
+    scores: np.ndarray | None = None
+    norms = np.zeros(len(train))
+    with tqdm(total=len(train), desc="gradients", unit="case", disable=not progress, leave=False) as bar:
+        for rows in batches(train, batch_size):
+            batch = train[rows]
+            captured = capture(model, blocks, batch, lambda logits, batch=batch: loss(logits, batch))
+            total: Tensor | None = None
+            square = torch.zeros(len(rows), device=train.ids.device, dtype=torch.float64)
+            for block, query in zip(blocks, held, strict=True):
+                pieces = parts(block, captured)
+                if isinstance(query, Tensor):
+                    flat = materialise(pieces, block.shape).flatten(1)
+                    term = flat @ query.T
+                    square += flat.square().sum(1)
+                else:
+                    term = inner(pieces, query)
+                    square += squared_norms(pieces)
+                total = term if total is None else total.add_(term)
+            assert total is not None
+            values = total.cpu().numpy()
+            if scores is None:
+                scores = np.zeros((len(train), values.shape[1]), dtype=values.dtype)
+            scores[rows] = values
+            norms[rows] = np.sqrt(square.cpu().numpy())
+            bar.update(len(rows))
+    assert scores is not None
+    return scores, norms

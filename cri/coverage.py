@@ -1,0 +1,38 @@
+"""Which rule steps of a case occur among the training cases, and how often.
+
+All formats execute the same steps (`Task.steps`), so coverage belongs to a task and a split. The
+scratchpad's account of the paper's figures is `n_unseen > 0`: a case fails iff one of its steps never
+occurs in training.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+
+from cri.splits import Split
+from cri.steps import Step
+from cri.tasks import Task
+
+
+def step_counts(task: Task, split: Split) -> Counter[Step]:
+    """How often each step is executed over all training cases."""
+    return Counter(step for i in split.train_ids.tolist() for step in task.case_steps[i])
+
+
+def step_coverage(task: Task, split: Split) -> pd.DataFrame:
+    """Coverage of every case's steps by the training cases, row i being case id i.
+
+    Columns: `n_steps`; `n_unseen`, its steps that no *other* training case executes; `min_count` and
+    `total_count`, the smallest and the summed number of times that its steps are executed by training
+    cases other than itself.
+    """
+    counts = step_counts(task, split)
+    rows = np.zeros((task.n_cases, 4), dtype=np.int64)
+    for i, steps in enumerate(task.case_steps):
+        own = Counter(steps) if split.train[i] else Counter[Step]()
+        seen = [counts[step] - own[step] for step in steps]
+        rows[i] = len(steps), sum(n == 0 for n in seen), min(seen), sum(seen)
+    return pd.DataFrame(rows, columns=["n_steps", "n_unseen", "min_count", "total_count"])

@@ -1,0 +1,30 @@
+"""Training settings that reach training accuracy >= 0.99 from scratch, by task and format.
+
+Found by search (see `studies/log.md`); a study takes them unless told otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cri.config import RunConfig, TrainConfig
+
+_RECIPES: dict[tuple[str, str], TrainConfig] = {
+    ("addition", "direct"): TrainConfig(steps=4000, lr=3e-3),
+    ("mod_addition", "direct"): TrainConfig(steps=8000, lr=3e-3),
+    ("base_addition", "direct"): TrainConfig(steps=4000, lr=3e-3),
+    ("linear_regression", "direct"): TrainConfig(steps=5000, lr=3e-3),
+    ("chicken_rabbit", "direct"): TrainConfig(steps=4000, lr=3e-3),
+}
+_BY_FORMAT = {
+    "direct": TrainConfig(),
+    "scratchpad": TrainConfig(steps=2000, batch_size=128, lr=2e-3),
+    "rfft": TrainConfig(steps=1500, batch_size=32, lr=2e-3),
+}
+
+
+def recipe(task: str, fmt: str = "direct", **fields: Any) -> RunConfig:
+    """The run of `task` in format `fmt` with its settings; `fields` replace those of `RunConfig` or
+    `TrainConfig`."""
+    train = _RECIPES.get((task, fmt), _BY_FORMAT.get(fmt, TrainConfig()))
+    return RunConfig(task=task, format=fmt, train=train).replace(**fields)

@@ -1,0 +1,47 @@
+"""Groups of training cases, enrichment with intervals, output-matched controls, the verdict table.
+
+Scores are [train, test], larger meaning closer, aligned to the ids in `Groups`. Per-test-case tables are
+tidy DataFrames; `estimate` and `paired` turn them into means with bootstrap intervals.
+"""
+
+from cri.statistics.enrichment import TopK, enrichment, matched, neighbor_distance, top_k, vote
+from cri.statistics.groups import GROUPS, Groups, labels, make_groups, matched_size
+from cri.statistics.intervals import (
+    Interval,
+    auc,
+    bootstrap_ratio,
+    estimate,
+    grid_blocks,
+    paired,
+    ring_accuracy,
+    stratified_auc,
+    wilson,
+)
+from cri.statistics.verdict import VERDICTS, decide, overall, verdicts
+
+__all__ = [
+    "GROUPS",
+    "VERDICTS",
+    "Groups",
+    "Interval",
+    "TopK",
+    "auc",
+    "bootstrap_ratio",
+    "decide",
+    "enrichment",
+    "estimate",
+    "grid_blocks",
+    "labels",
+    "make_groups",
+    "matched",
+    "matched_size",
+    "neighbor_distance",
+    "overall",
+    "paired",
+    "ring_accuracy",
+    "stratified_auc",
+    "top_k",
+    "verdicts",
+    "vote",
+    "wilson",
+]

@@ -1,0 +1,178 @@
+"""What the best-scored training cases are: group enrichment, output-matched contrasts, the vote."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, Num, Shaped
+
+from cri.errors import CriError, out_of_range
+from cri.statistics.groups import GROUPS, Groups
+from cri.statistics.intervals import auc
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Scores = Num[np.ndarray, "train test"]
+
+
+class TopK(NamedTuple):
+    """The k best training cases of every test case, as weighted (row, column) entries.
+
+    A case above the k-th best score weighs 1; the m cases tied with it share the places left, weighing
+    (k - number above) / m each: what breaking ties at random gives on average. Weights of a column sum
+    to k.
+    """
+
+    rows: Int[np.ndarray, " entry"]
+    columns: Int[np.ndarray, " entry"]
+    weights: Float[np.ndarray, " entry"]
+    k: int
+    kth_score: Num[np.ndarray, " test"]
+
+
+def top_k(scores: Scores, k: int) -> TopK:
+    """The k best training cases of each test case; raises `CriError` for scores that are not finite."""
+    scores = np.asarray(scores)
+    if scores.ndim != 2 or not 1 <= k <= len(scores):
+        raise out_of_range("k", k, f"in 1..{len(scores)} (scores of shape {scores.shape})")
+    if not np.isfinite(scores).all():
+        raise CriError("scores: hold values that are not finite")
+    # contiguous rows make the partition several times faster
+    by_test = np.ascontiguousarray(scores.T)
+    n = by_test.shape[1]
+    kth = np.partition(by_test, n - k, axis=1)[:, n - k]
+    columns, rows = np.nonzero(by_test >= kth[:, None])
+    tied = by_test[columns, rows] == kth[columns]
+    n_test = len(by_test)
+    above = np.bincount(columns[~tied], minlength=n_test)
+    ties = np.bincount(columns[tied], minlength=n_test)
+    weights = np.where(tied, ((k - above) / np.maximum(ties, 1))[columns], 1.0)
+    return TopK(rows, columns, weights, k, kth)
+
+
+def _check(scores: Scores, groups: Groups) -> None:
+    if scores.shape != groups.codes.shape:
+        raise CriError(f"scores: shape {scores.shape} is not [train, test] = {groups.codes.shape}")
+
+
+def enrichment(scores: Scores, groups: Groups, k: int = 10) -> pd.DataFrame:
+    """Each group's share of the top-k neighbours and of the attribution mass, per test case.
+
+    For test case t and group g, with weights w of `TopK`, N training cases and scores s:
+
+        share = Σ_{i ∈ g} w_i / k,   base = |g| / N,   enrichment = share / base,
+        mass  = Σ_{i ∈ g} max(s_i, 0) / Σ_i max(s_i, 0).
+
+    Returns:
+        One row a test case and group: `test_id`, `group`, `share`, `base`, `enrichment`,
+        `log2_enrichment` (-inf for a share of 0; both NaN for an empty group), `mass` (NaN without
+        positive scores: minus a distance has no zero to measure mass from).
+
+    For a mean over test cases use `estimate(table, "share", by, over="base")`, the ratio of means.
+    """
+    import pandas as pd
+
+    scores = np.asarray(scores)
+    _check(scores, groups)
+    best = top_k(scores, k)
+    n_train, n_test = scores.shape
+    n_groups = len(GROUPS)
+    cell = groups.codes[best.rows, best.columns].astype(np.int64) + n_groups * best.columns
+    share = np.bincount(cell, best.weights, minlength=n_groups * n_test).reshape(n_test, n_groups) / k
+    size, mass = np.empty((n_test, n_groups)), np.empty((n_test, n_groups))
+    positive = np.maximum(scores, 0)
+    for g in range(n_groups):
+        mask = groups.codes == g
+        size[:, g] = mask.sum(axis=0)
+        mass[:, g] = np.einsum("ij,ij->j", positive, mask, dtype=np.float64)
+    total = mass.sum(axis=1, keepdims=True)
+    base = size / n_train
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = share / base
+        return pd.DataFrame(
+            {
+                "test_id": np.repeat(groups.test_ids, n_groups),
+                "group": np.tile(GROUPS, n_test),
+                "share": share.ravel(),
+                "base": base.ravel(),
+                "enrichment": ratio.ravel(),
+                "log2_enrichment": np.log2(ratio).ravel(),
+                "mass": (mass / np.where(total > 0, total, np.nan)).ravel(),
+            }
+        )
+
+
+def matched(scores: Scores, groups: Groups) -> pd.DataFrame:
+    """Output-matched contrasts: does the score prefer near (or step-sharing) cases among cases that all
+    have the predicted label?
+
+    Candidates of test case t are the training cases whose answer is the label predicted for t and that
+    share no operand with it, so neither the output nor an operand tells them apart. Then
+
+        near: AUC of the score, near candidates against far ones;
+        step: AUC of the score among far candidates, those sharing a rule step against those that do not;
+
+    the probability that the first kind scores higher (ties count half). Chance is 0.5.
+
+    Returns:
+        One row a test case and contrast: `test_id`, `contrast`, `auc` (NaN where one side is empty),
+        `n_in`, `n_out`.
+    """
+    import pandas as pd
+
+    scores = np.asarray(scores)
+    _check(scores, groups)
+    rows = []
+    for j, test_id in enumerate(groups.test_ids.tolist()):
+        pool = np.flatnonzero(groups.answer[:, j] & ~groups.operand[:, j])
+        s, near, step = scores[pool, j], groups.near[pool, j], groups.step[pool, j]
+        for contrast, inside, outside in (("near", near, ~near), ("step", ~near & step, ~near & ~step)):
+            rows.append((test_id, contrast, auc(s[inside], s[outside]), int(inside.sum()), int(outside.sum())))
+    return pd.DataFrame(rows, columns=["test_id", "contrast", "auc", "n_in", "n_out"])
+
+
+def vote(scores: Scores, groups: Groups, true_labels: Shaped[np.ndarray, " test"], k: int = 10) -> pd.DataFrame:
+    """Does the commonest answer among the k nearest training cases foretell the model's output?
+
+    Returns:
+        One row a test case: `test_id`, `agrees` (probability that the vote is the label the model
+        predicts: 1, 0, or 1/m when m labels share the lead), `agrees_true` (the same for the true
+        label), `base` (share of all training cases that have the predicted label), `correct`.
+
+    Neighbours tied at the k-th place vote with the weights of `TopK`.
+    """
+    import pandas as pd
+
+    scores = np.asarray(scores)
+    _check(scores, groups)
+    true_labels = np.asarray(true_labels)
+    best = top_k(scores, k)
+    names, codes = np.unique(groups.train_labels, return_inverse=True)
+    n_test = scores.shape[1]
+    cells, inverse = np.unique(best.columns * len(names) + codes[best.rows], return_inverse=True)
+    # rounded, or sums of thirds would decide which labels share the lead
+    votes = np.round(np.bincount(inverse, best.weights), 9)
+    test, label = np.divmod(cells, len(names))
+    lead = np.zeros(n_test)
+    np.maximum.at(lead, test, votes)
+    leading = votes == lead[test]
+    share = leading / np.bincount(test, leading, minlength=n_test)[test]
+    out = {}
+    for column, wanted in (("agrees", groups.test_labels), ("agrees_true", true_labels)):
+        out[column] = np.bincount(test, share * (names[label] == wanted[test]), minlength=n_test)
+    return pd.DataFrame(
+        {
+            "test_id": groups.test_ids,
+            **out,
+            "base": groups.answer.mean(axis=0),
+            "correct": groups.test_labels == true_labels,
+        }
+    )
+
+
+def neighbor_distance(scores: Scores, k: int = 10) -> Num[np.ndarray, " test"]:
+    """Minus the k-th best score of each test case: for `euclidean` the distance to its k-th neighbour,
+    for cosines that distance up to a constant."""
+    return -top_k(scores, k).kth_score

@@ -1,0 +1,146 @@
+"""The figures of `neighbor_attribution`, drawn from its recorded tables, without a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cri import plots
+from cri.runs import read_json
+
+METHODS = {
+    "cosine": "cosine",
+    "euclidean": "Euclidean",
+    "whitened_cosine": "whitened cosine",
+    "grad_dot": "GradDot",
+    "grad_cos": "GradCos",
+}
+BASELINES = ("same_answer", "shared_operand", "nearest_operands", "shared_step", "bm25")
+
+
+def short_site(site: str) -> str:
+    """`embed`, `L0`, `L1` ... for residual-stream sites; gradients and baselines are named by method."""
+    hook = site.partition("@")[0]
+    return "embed" if hook == "blocks.0.hook_resid_pre" else f"L{hook.split('.')[1]}"
+
+
+def _columns(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The table cut into the panels of a row: one for each similarity, the gradients, the baselines; `site`
+    holds the names under each axis."""
+    panels = []
+    for method in table["method"].unique():
+        if method in METHODS and not method.startswith("grad"):
+            part = table[table["method"] == method]
+            panels.append((METHODS[method], part.assign(site=part["site"].map(short_site))))
+    gradients = table[table["method"].str.startswith("grad")]
+    panels.append(("gradients", gradients.assign(site=gradients["method"].map(METHODS))))
+    content = table[table["method"].isin(BASELINES)]
+    if len(content):
+        panels.append(("content baselines", content.assign(site=content["method"].str.replace("_", " "))))
+    return panels
+
+
+def _maps(tables: dict[str, pd.DataFrame], squares: list[tuple[int, int, int]], axis_names: tuple[str, str]) -> Any:
+    maps, examples = tables["maps"], tables["examples"]
+    methods = list(dict.fromkeys(c.split("|")[1] for c in maps.columns if c.count("|") == 1))
+    fig, axes = plots.figure(len(examples), len(methods), (2.7, 2.4))
+    for i, case in enumerate(examples.to_dict("records")):
+        for j, method in enumerate(methods):
+            name = f"{case['place']}|{method}"
+            ax = plots.score_map(
+                maps, name, axes[i, j], test_case=(case["row"], case["col"]), squares=squares,
+                axis_names=axis_names, top=f"{name}|top", label=METHODS[method],
+            )  # fmt: skip
+            if i == 0:
+                ax.set_title(f"{METHODS[method]}{', last layer' if method == 'cosine' else ''}")
+        outcome = "right" if str(case["prediction"]) == str(case["answer"]) else f"answer {case['answer']}"
+        axes[i, 0].set_ylabel(f"{case['place']} ({case['a']}, {case['b']})\npredicts {case['prediction']} ({outcome})\n\n{axis_names[0]}")
+    return fig
+
+
+def _enrichment(table: pd.DataFrame) -> Any:
+    rows = (("square", "full", "square split"), ("random", "own", "random split"), ("untrained", "full", "untrained"))
+    widths = [max(len(p["site"].unique()), 2) for _, p in _columns(table[table["model"] == "square"])]
+    fig, axes = plots.figure(3, len(widths), (2.1, 1.9), sharey=True, sharex="col", width_ratios=widths)
+    for i, (model, which, title) in enumerate(rows):
+        part = table[(table["model"] == model) & (table["set"] == which)]
+        panels = _columns(part)
+        for j, (name, panel) in enumerate(panels):
+            ax = plots.enrichment_curves(panel, axes[i, j], legend=False)
+            ax.set_ylabel("")
+            if i == 0:
+                ax.set_title(name)
+        for j in range(len(panels), len(widths)):
+            axes[i, j].set_visible(False)
+        axes[i, 0].set_ylabel(f"{title} (n = {part['n'].max()})\nenrichment in top-k")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, names, loc="outside lower center", ncols=4)
+    return fig
+
+
+def _matched(table: pd.DataFrame) -> Any:
+    rows = (("near", "full"), ("near", "common"), ("step", "full"), ("step", "common"))
+    names = {"near": "near > far", "step": "shared step > none"}
+    table = table[~table["method"].isin(BASELINES)]
+    widths = [max(len(p["site"].unique()), 2) for _, p in _columns(table)]
+    fig, axes = plots.figure(4, len(widths), (2.3, 1.5), sharey=True, sharex="col", width_ratios=widths)
+    for i, (contrast, which) in enumerate(rows):
+        part = table[(table["contrast"] == contrast) & (table["set"] == which)]
+        for j, (name, panel) in enumerate(_columns(part)):
+            ax = plots.matched_curves(panel, axes[i, j], legend=j == len(widths) - 1)
+            ax.set_ylabel("")
+            if i == 0:
+                ax.set_title(name)
+        cases = "all held-out" if which == "full" else "held out by both"
+        axes[i, 0].set_ylabel(f"{names[contrast]}\n{cases}, n = {part['n'].max()}\nAUC, same output")
+    return fig
+
+
+def _distance(table: pd.DataFrame, aucs: pd.DataFrame) -> Any:
+    rows = (("square", "full", "square split"), ("random", "own", "random split"))
+    sites = table["site"].unique()
+    fig, axes = plots.figure(2, len(sites), (2.4, 1.9))
+    for i, (model, which, title) in enumerate(rows):
+        for j, site in enumerate(sites):
+            chosen = {"model": model, "set": which, "method": "euclidean", "site": site}
+            part, auc = (_select(t, chosen) for t in (table, aucs))
+            ax = plots.distance_correctness(part, axes[i, j])
+            words = [f"{r.control}: {r.auc:.2f}" for r in auc.itertuples() if r.control != "none"]
+            plain = auc.loc[auc["control"] == "none", "auc"].iloc[0]
+            within = f" (within rings {auc.loc[auc['control'] == 'ring', 'auc'].iloc[0]:.2f})" if model == "square" and words else ""
+            ax.set_title(f"{short_site(site)}: AUC {plain:.2f}{within}")
+        axes[i, 0].set_ylabel(f"{title}\ntest cases")
+    return fig
+
+
+def _select(table: pd.DataFrame, values: dict[str, str]) -> pd.DataFrame:
+    for column, value in values.items():
+        table = table[table[column] == value]
+    return table
+
+
+def _umap(table: pd.DataFrame) -> Any:
+    fig, axes = plots.figure(1, 2, (3.4, 3.1))
+    for ax, (model, part) in zip(axes[0], table.groupby("model", sort=False), strict=True):
+        plots.embedding_map(part, ax)
+        ax.set_title(f"{model} split, {short_site(part['site'].iloc[0])}")
+    return fig
+
+
+def draw(tables: Path, figures: Path) -> list[Path]:
+    """Draws every figure of the study from the tables in a folder; returns the files written."""
+    manifest = read_json(tables / "manifest.json")
+    squares = [tuple(manifest["square"])]
+    t = {p.stem: pd.read_csv(p, keep_default_na=p.stem != "examples") for p in sorted(tables.glob("*.csv"))}
+    prefix = f"neighbor_attribution_{tables.name}"
+    with plots.style():
+        drawn = {
+            "maps": _maps(t, squares, tuple(manifest["axis_names"])),  # pyright: ignore[reportArgumentType]
+            "enrichment": _enrichment(t["enrichment"]),
+            "matched": _matched(t["matched"]),
+            "distance": _distance(t["distance"], t["distance_auc"]),
+            "umap": _umap(t["embedding"]),
+        }
+        return [path for name, fig in drawn.items() for path in plots.save_figure(fig, figures / f"{prefix}_{name}")]

@@ -1,0 +1,308 @@
+"""The tables of `neighbor_attribution`: every model, method and site, scored and compared by group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cri import statistics
+from cri.activations import collect, residual_sites
+from cri.attribution import baselines
+from cri.attribution.gradients import gradient_scores
+from cri.attribution.neighbors import similarity
+from cri.data import TokenTable
+from cri.errors import CriError
+from cri.models import to_bridge
+from cri.splits import depth
+from cri.tokenization import encode_texts
+from cri.train import Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from cri.studies.neighbor_attribution import NeighborAttribution
+
+KEYS = ["model", "set", "method", "site"]
+PARAMETERS, CONTENT = "all parameters", "no model"
+"""The sites of gradients and of content baselines."""
+
+
+@dataclass
+class Collected:
+    """Per-test-case results of all runs and models, in pieces."""
+
+    enrichment: list[pd.DataFrame] = field(default_factory=list)
+    matched: list[pd.DataFrame] = field(default_factory=list)
+    vote: list[pd.DataFrame] = field(default_factory=list)
+    distance: list[pd.DataFrame] = field(default_factory=list)
+    groups: list[pd.DataFrame] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One model under study with the cases to score.
+
+    Attributes:
+        name: `square`, `random` or `untrained`.
+        run: whose task, tokens and predictions count (of the untrained control: the square run's).
+        model: the network.
+        train_ids, test_ids: all cases that some comparison needs.
+    """
+
+    name: str
+    run: Run
+    model: PreTrainedModel
+    train_ids: np.ndarray
+    test_ids: np.ndarray
+
+    @property
+    def predictions(self) -> list[str]:
+        return self.run.predictions["prediction"].to_numpy()[self.test_ids].tolist()
+
+
+def answered(run: Run, case_ids: np.ndarray) -> np.ndarray:
+    """Those of `case_ids` whose decoding ended with a readable answer: the others predict no label."""
+    return case_ids[run.predictions["status"].isin(["right", "wrong"]).to_numpy()[case_ids]]
+
+
+def with_predictions(run: Run, case_ids: np.ndarray) -> TokenTable:
+    """Token table of the cases with the completion the model *gave* as target, for gradients of its own
+    output."""
+    texts = run.predictions["completion"].astype(str).to_numpy()[case_ids].tolist()
+    prompts = [run.tokens.ids[i, : run.tokens.prompt_lengths[i]].tolist() for i in case_ids.tolist()]
+    rows = [p + c + [run.tokens.eos] for p, c in zip(prompts, encode_texts(run.tokenizer, texts), strict=True)]
+    ids = torch.full((len(rows), max(map(len, rows))), run.tokens.pad)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+    lengths = torch.tensor([len(row) for row in rows])
+    return TokenTable(ids, torch.tensor([len(p) for p in prompts]), lengths, run.tokens.pad, run.tokens.eos)
+
+
+def scored(subject: Subject, metrics: Sequence[str]) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(method, site, scores [train, test]) of every method, one at a time to bound memory."""
+    run, train, test = subject.run, subject.train_ids, subject.test_ids
+    bridge = to_bridge(subject.model, run.tokenizer)
+    cases = np.concatenate([train, test])
+    sites = residual_sites(bridge)
+    for site, vectors in collect(bridge, run.tokens, sites, cases).items():
+        for metric in metrics:
+            yield metric, str(site), similarity(vectors[: len(train)], vectors[len(train) :], metric)  # pyright: ignore[reportArgumentType]
+    own = with_predictions(run, test)
+    gradients = gradient_scores(subject.model, run.tokens[train], own)
+    yield "grad_dot", PARAMETERS, gradients.dot
+    yield "grad_cos", PARAMETERS, gradients.cos.astype(np.float32)
+    if subject.name == "untrained":
+        return  # content baselines do not depend on the model
+    task, answers = run.task, run.task.answers
+    train_labels = statistics.labels(answers[i] for i in train)
+    yield "same_answer", CONTENT, baselines.same_answer(train_labels, statistics.labels(subject.predictions))
+    yield "shared_operand", CONTENT, baselines.shared_operands(task, train, test)
+    yield "nearest_operands", CONTENT, baselines.nearest_operands(task, train, test)
+    yield "shared_step", CONTENT, baselines.shared_steps(task, train, test)
+    yield "bm25", CONTENT, baselines.bm25(run.tokens[train], own)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """One choice of training and test cases of a subject, and the groups they make."""
+
+    name: str
+    groups: statistics.Groups
+    rows: np.ndarray
+    columns: np.ndarray
+    block: np.ndarray
+
+
+def comparison(subject: Subject, name: str, train_ids: np.ndarray, test_ids: np.ndarray, n_near: int) -> Comparison:
+    rows, columns = np.searchsorted(subject.train_ids, train_ids), np.searchsorted(subject.test_ids, test_ids)
+    predictions = np.array(subject.predictions, dtype=object)[columns].tolist()
+    groups = statistics.make_groups(subject.run.task, train_ids, test_ids, predictions, n_near=n_near)
+    return Comparison(name, groups, rows, columns, statistics.grid_blocks(subject.run.task, test_ids))
+
+
+def measure(
+    subject: Subject,
+    comparisons: Sequence[Comparison],
+    config: NeighborAttribution,
+    out: Collected,
+    keep: Callable[[str, str, np.ndarray], None] | None = None,
+) -> None:
+    """Scores the subject by every method and adds the per-test-case results to `out`."""
+    run, seed = subject.run, subject.run.config.seed
+    true = statistics.labels(run.task.answers)
+    correct = run.predictions["correct"].to_numpy(dtype=bool)
+    rings = depth(run.task, run.task.center, config.half_side)
+    for c in comparisons:
+        table = c.groups.base_rates().assign(model=subject.name, set=c.name, run=seed, n_test=len(c.columns))
+        out.groups.append(table)
+    for method, site, scores in scored(subject, config.metrics):
+        if keep is not None:
+            keep(method, site, scores)
+        for c in comparisons:
+            full = scores.shape == (len(c.rows), len(c.columns))
+            part = scores if full else np.ascontiguousarray(scores[np.ix_(c.rows, c.columns)])
+            ids = c.groups.test_ids
+            keys = {"model": subject.name, "set": c.name, "method": method, "site": site, "run": seed}
+            k = min(config.k, len(c.rows))
+
+            def stack(into: list[pd.DataFrame], table: pd.DataFrame, keys: dict[str, Any] = keys, c: Comparison = c) -> None:
+                block = np.repeat(c.block, len(table) // len(c.block))
+                into.append(table.assign(**keys, block=block))
+
+            stack(out.enrichment, statistics.enrichment(part, c.groups, k))
+            stack(out.matched, statistics.matched(part, c.groups))
+            stack(out.vote, statistics.vote(part, c.groups, true[ids], k))
+            if site not in (PARAMETERS, CONTENT):
+                table = pd.DataFrame({"test_id": ids, "distance": statistics.neighbor_distance(part, k)})
+                # 1 - cosine, so that both metrics are distances
+                table["distance"] += 0.0 if method == "euclidean" else 1.0
+                stack(out.distance, table.assign(correct=correct[ids], ring=rings[ids]))
+
+
+def summarize(out: Collected, config: NeighborAttribution) -> dict[str, pd.DataFrame]:
+    """The recorded tables from the per-test-case ones."""
+    options: dict[str, Any] = {"n_boot": config.n_boot}
+    names = {"task": config.task, "format": config.format}
+    enrichment, matched = pd.concat(out.enrichment), pd.concat(out.matched)
+    vote, distance = pd.concat(out.vote), pd.concat(out.distance)
+    shares = statistics.estimate(enrichment, "share", [*KEYS, "group"], "base", **options)
+    masses = statistics.estimate(enrichment, "mass", [*KEYS, "group"], "base", **options)
+    bases = enrichment.groupby([*KEYS, "group"], sort=False)["base"].mean().rename("base").reset_index()
+    shares = shares.merge(bases, on=[*KEYS, "group"]).merge(
+        masses[[*KEYS, "group", "estimate", "low", "high"]], on=[*KEYS, "group"], suffixes=("", "_mass")
+    )
+    votes = vote.assign(predicted=np.where(vote["correct"], "right", "wrong"))
+    votes = pd.concat(
+        statistics.estimate(votes, value, [*KEYS, "predicted"], **options).assign(quantity=value)
+        for value in ("agrees", "agrees_true", "base")
+    )
+    rows = []
+    for key, part in distance.groupby(KEYS, sort=False):
+        closer, right = -part["distance"].to_numpy(), part["correct"].to_numpy(dtype=bool)
+        run, block = part["run"].to_numpy(), part["block"].to_numpy()
+        for control, stratum in (("none", np.zeros(len(part))), ("ring", part["ring"].to_numpy())):
+            auc = statistics.stratified_auc(closer, right, stratum, run, block, **options)
+            rows.append((*key, control, *auc, int(right.sum()), int((~right).sum())))
+        if part["set"].iloc[0] != "own":  # off the square, rings are no depth
+            rim = statistics.stratified_auc(-part["ring"].to_numpy(), right, np.zeros(len(part)), run, block, **options)
+            rows.append((*key, "ring alone", *rim, int(right.sum()), int((~right).sum())))
+    aucs = pd.DataFrame(rows, columns=[*KEYS, "control", "auc", "low", "high", "n_right", "n_wrong"])
+    named = {name: table.assign(**names) for name, table in (("matched", matched), ("enrichment", enrichment))}
+    return {
+        "groups": pd.concat(out.groups),
+        "enrichment": shares,
+        "matched": statistics.estimate(matched, "auc", [*KEYS, "contrast"], **options),
+        "vote": votes,
+        "distance": distance[distance["set"] != "common"],
+        "distance_auc": aucs,
+        "verdicts": statistics.verdicts(named["matched"], named["enrichment"], **options),
+    }
+
+
+def example_cases(run: Run, config: NeighborAttribution) -> dict[str, int]:
+    """Ids of the test cases that are drawn: the square's centre, the middle of an edge, a corner."""
+    row, col = run.task.center
+    places = {"centre": (row, col), "edge": (row - config.half_side, col)}
+    places["corner"] = (row - config.half_side, col - config.half_side)
+    coords = [tuple(c) for c in run.task.coords.tolist()]
+    return {name: coords.index(place) for name, place in places.items()}
+
+
+def example_maps(run: Run, scores: Mapping[str, np.ndarray], config: NeighborAttribution) -> dict[str, pd.DataFrame]:
+    """Scores of the whole training grid for the example cases, one column each, and who they are."""
+    predictions = run.predictions
+    maps = predictions[["id", "row", "col"]].copy()
+    for place, case in example_cases(run, config).items():
+        column = int(np.searchsorted(run.split.test_ids, case))
+        for method, matrix in scores.items():
+            values = np.full(len(maps), np.nan)
+            values[run.split.train_ids] = matrix[:, column]
+            best = np.zeros(len(maps), dtype=int)
+            best[run.split.train_ids[np.argsort(-matrix[:, column], kind="stable")[: config.k]]] = 1
+            maps[f"{place}|{method}"], maps[f"{place}|{method}|top"] = values, best
+    examples = predictions.loc[list(example_cases(run, config).values()), ["id", "row", "col", "a", "b", "answer", "prediction"]]
+    return {"maps": maps, "examples": examples.assign(place=list(example_cases(run, config)))}
+
+
+def embedding(run: Run, name: str, square_test: np.ndarray, seed: int) -> pd.DataFrame:
+    """UMAP of the whole grid's last residual stream at the last prompt token.
+
+    Marked are the held-out cases of the run that lie in the square.
+    """
+    import umap
+
+    site = residual_sites(run.bridge)[-1]
+    vectors = collect(run.bridge, run.tokens, [site])[site]
+    xy = umap.UMAP(n_neighbors=min(15, len(vectors) - 1), n_epochs=200, random_state=seed, n_jobs=1).fit_transform(vectors)
+    mark = np.full(len(vectors), "", dtype=object)
+    shown = square_test[~run.split.train[square_test]]
+    mark[shown] = np.where(run.predictions["correct"].to_numpy(dtype=bool)[shown], "right", "wrong")
+    table = run.predictions[["id", "row", "col"]].assign(x=xy[:, 0], y=xy[:, 1], value=run.task.values, mark=mark)  # pyright: ignore
+    return table.assign(model=name, site=str(site))
+
+
+def compute(paths: Sequence[tuple[Path, Path]], config: NeighborAttribution) -> dict[str, pd.DataFrame]:
+    """All tables, from (square run, random run) folders, one pair a seed."""
+    from cri.train import load_run
+
+    out, extra, accuracy, embeddings = Collected(), {}, [], []
+    for index, (square_path, random_path) in enumerate(paths):
+        square, random = load_run(square_path), load_run(random_path)
+        first = index == 0
+        tests, train = answered(square, square.split.test_ids), square.split.train_ids
+        common_train = np.flatnonzero(square.split.train & random.split.train)
+        common = np.intersect1d(tests, answered(random, random.split.test_ids))
+        own = answered(random, random.split.test_ids)
+        own = np.sort(np.random.default_rng(square.config.seed).permutation(own)[: len(square.split.test_ids)])
+        if len(common) == 0:
+            raise CriError("split: no case of the square is held out by the random split and answered by both models")
+        labels = statistics.labels(square.task.answers)
+        n_near, n_common, n_own = (
+            statistics.matched_size(labels[ids], statistics.labels(run.predictions["prediction"].to_numpy()[cases]))
+            for ids, run, cases in (
+                (train, square, tests), (common_train, square, common), (random.split.train_ids, random, own)
+            )
+        )  # fmt: skip
+        kept: dict[str, np.ndarray] = {}
+        last_site = str(residual_sites(square.bridge)[-1])
+
+        def keep(method: str, site: str, scores: np.ndarray, kept: dict[str, np.ndarray] = kept, last: str = last_site) -> None:
+            if (method == "cosine" and site == last) or method.startswith("grad_"):
+                kept[method] = scores
+
+        subject = Subject("square", square, square.model, train, tests)
+        parts = [comparison(subject, "full", train, tests, n_near)]
+        parts.append(comparison(subject, "common", common_train, common, n_common))
+        measure(subject, parts, config, out, keep if first else None)
+
+        subject = Subject("random", random, random.model, random.split.train_ids, np.union1d(common, own))
+        parts = [comparison(subject, "common", common_train, common, n_common)]
+        parts.append(comparison(subject, "own", random.split.train_ids, own, n_own))
+        measure(subject, parts, config, out)
+
+        subject = Subject("untrained", square, square.untrained(), train, tests)
+        measure(subject, [comparison(subject, "full", train, tests, n_near)], config, out)
+
+        if first:
+            extra = example_maps(square, kept, config)
+            for name, run in (("square", square), ("random", random)):
+                embeddings.append(embedding(run, name, square.split.test_ids, config.seeds[0]))
+        for name, run in (("square", square), ("random", random)):
+            for part_name, mask in (("train", run.split.train), ("test", run.split.test)):
+                chosen = run.predictions[mask]
+                counts = chosen["status"].value_counts().to_dict()
+                accuracy.append({"model": name, "run": run.config.seed, "part": part_name, "n": len(chosen),
+                                 "accuracy": chosen["correct"].mean(), **{s: counts.get(s, 0) for s in STATUSES}})  # fmt: skip
+    tables = summarize(out, config)
+    primary = (("cosine", last_site), ("grad_cos", PARAMETERS))
+    tables["overall"] = statistics.overall(tables["verdicts"], primary)
+    return {**tables, **extra, "accuracy": pd.DataFrame(accuracy), "embedding": pd.concat(embeddings)}
+
+
+STATUSES = ("right", "wrong", "truncated", "malformed")

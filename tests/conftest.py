@@ -1,0 +1,43 @@
+"""Shared fixtures: no hub, shapes checked at run time, one tiny trained run for everybody."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from jaxtyping import install_import_hook
+
+# annotated shapes are checked whenever the tests call an annotated function
+install_import_hook("cri", "beartype.beartype")
+
+import pytest
+import torch
+
+import cri
+from cri.config import RunConfig, TrainConfig
+
+warnings.filterwarnings("ignore", category=DeprecationWarning)
+torch.set_num_threads(1)
+
+TINY = RunConfig(
+    task_params={"size": 24}, split_params={"half_side": 3}, train=TrainConfig(steps=120, batch_size=128, lr=5e-3)
+)
+"""A run of seconds: a 24 x 24 grid of addition with a 7 x 7 square held out."""
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs shared by the session."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(runs: Path):
+    """The TINY run, trained once and opened."""
+    from cri.train import load_run, train_run
+
+    return load_run(train_run(TINY, runs, progress=False))
