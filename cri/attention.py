@@ -30,12 +30,11 @@ def causal_attention(
     query: Float[Tensor, "batch head q d"],
     key: Float[Tensor, "batch kv k d"],
     value: Float[Tensor, "batch kv k d"],
-    scaling: float | None,
+    scaling: float,
     kind: Kind,
 ) -> Float[Tensor, "batch head q d"]:
     """Softmax(q k^T scaling) v, the last query being aligned with the last key."""
     n_queries, n_keys = query.shape[-2], key.shape[-2]
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key = query.to(value.dtype), key.to(value.dtype)  # rotation leaves float32 under autocast
     if kind == "library" and n_queries in (1, n_keys):
         return F.scaled_dot_product_attention(
@@ -66,7 +65,8 @@ def _entry(kind: Kind) -> Any:
     ) -> tuple[Tensor, None]:
         if attention_mask is not None:
             raise ValueError("attention_mask: this attention takes right-padded sequences and no mask")
-        out = causal_attention(query, key, value, options.get("scaling"), kind)
+        scaling = options.get("scaling") or float(query.shape[-1]) ** -0.5
+        out = causal_attention(query, key, value, scaling, kind)
         return out.transpose(1, 2).contiguous(), None
 
     return attend

@@ -30,8 +30,9 @@ class TrainConfig:
     micro_batch: int = 0
     """Sequences per forward pass; 0 takes the whole batch at once (gradient accumulation otherwise)."""
     gradient_checkpointing: bool = False
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16` computes the forward pass under autocast; weights and optimiser stay in float32."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """`tf32` multiplies matrices with 10-bit mantissas on GPUs that can (elsewhere it is `fp32`); `bf16` computes the
+    forward pass under autocast. Weights and optimiser stay in float32."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -42,7 +43,7 @@ class TrainConfig:
             raise out_of_range("lr", self.lr, "positive")
         if not 0 <= self.warmup < 1:
             raise out_of_range("warmup", self.warmup, "in [0, 1)")
-        for field, valid in (("loss_on", ("completion", "all")), ("precision", ("fp32", "bf16"))):
+        for field, valid in (("loss_on", ("completion", "all")), ("precision", ("fp32", "tf32", "bf16"))):
             if getattr(self, field) not in valid:
                 raise out_of_range(field, getattr(self, field), f"one of {', '.join(valid)}")
 

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cri.controls import shuffled_trace
 from cri.errors import out_of_range, unknown_name
 from cri.rulecode import Rule
 from cri.rules import task_rule
@@ -116,6 +117,17 @@ class Scratchpad(Format):
         return _match_answer(task, text.rstrip().rpartition("\n")[2])
 
 
+@dataclass(frozen=True)
+class ShuffledScratchpad(Scratchpad):
+    """A control: another case's scratchpad in front of this case's answer (see `cri.controls`)."""
+
+    name: ClassVar[str] = "shuffled_scratchpad"
+
+    def trace(self, task: Task, a: int, b: int, edit: Edit | None = None) -> list[TraceLine]:
+        check_operands(a, b)
+        return shuffled_trace(task, a, b, edit)
+
+
 INTRODUCTION = "Follow the code step by step to answer the question:"
 
 
@@ -149,10 +161,13 @@ class RuleFollowing(Format):
 
 
 FORMATS: dict[str, Format] = {f.name: f for f in (Direct(), Scratchpad(), RuleFollowing())}
+"""The three formats; `make_format` knows the control `shuffled_scratchpad` as well."""
+
+_ALL_FORMATS: dict[str, Format] = {**FORMATS, ShuffledScratchpad.name: ShuffledScratchpad()}
 
 
 def make_format(name: str) -> Format:
     """The format called `name`; raises `UnknownNameError` listing the valid ones."""
-    if name not in FORMATS:
-        raise unknown_name("format", name, FORMATS)
-    return FORMATS[name]
+    if name not in _ALL_FORMATS:
+        raise unknown_name("format", name, _ALL_FORMATS)
+    return _ALL_FORMATS[name]

@@ -194,18 +194,19 @@ def first_deviation(lines: Sequence[TraceLine], text: str, *, finished: bool) ->
         cut = shared < len(reference) and reference[shared].isdigit() and text[shared - 1 : shared].isdigit()
         if not (grew or cut):
             return index, "stop"
-    if line.kind in ("state", "result"):  # scratchpad: the loop over digits ends too early or too late
+    if line.kind in ("state", "result") or (line.kind == "answer" and index):
+        # scratchpad: the loop over digits ends too early or too late
         written, newline, _ = text[line.start :].partition("\n")
         if (newline or finished) and ("," in written) != (line.kind == "state"):
             return index, "loop_count"
-    grown = shared < len(text) and text[shared].isalnum()
+    grown = shared < len(text) and text[shared].isalnum() and not reference[shared : shared + 1].isalnum()
     hits = [
-        (stop - start, name)
-        for name, (start, stop) in line.elements.items()
+        (stop - start, -i, name)  # the innermost one, which is the last one of equal length
+        for i, (name, (start, stop)) in enumerate(line.elements.items())
         if start <= shared < stop or (shared == stop and grown)
     ]
     if hits:
-        return index, line.roles[min(hits)[1]]
+        return index, line.roles[min(hits)[2]]
     return index, "code" if line.kind in ("code", "fence") else "format"
 
 

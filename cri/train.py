@@ -61,8 +61,6 @@ class Materials:
     @cached_property
     def identity(self) -> dict[str, str]:
         """Hashes that a checkpoint or finished run must share with this config and code."""
-        from cri.runs import config_hash
-
         mask = "".join(map(str, self.split.train.astype(int)))
         return {
             "config": config_hash(self.config.to_dict()),
@@ -71,12 +69,26 @@ class Materials:
         }
 
 
+def initial_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, tokens: TokenTable) -> PreTrainedModel:
+    """The randomly initialised model that a run of a preset starts from."""
+    from cri.evaluation import decoding_room
+    from cri.models import build_model
+
+    return build_model(
+        config.model,
+        vocab_size=len(tokenizer),
+        n_positions=int(tokens.prompt_lengths.max()) + decoding_room(tokens),
+        pad=tokens.pad,
+        eos=tokens.eos,
+        seed=config.seed,
+    )
+
+
 def prepare(config: RunConfig) -> Materials:
     """Builds what `config` names; raises `CriError` naming the field for anything it cannot build."""
     from cri.data import encode, task_tokenizer
-    from cri.evaluation import decoding_room
     from cri.formats import make_format
-    from cri.models import build_model, is_preset, load_pretrained, require_positions
+    from cri.models import is_preset, load_pretrained, require_positions
 
     task = make_task(config.task, **config.task_params)
     fmt = make_format(config.format)
@@ -84,14 +96,7 @@ def prepare(config: RunConfig) -> Materials:
     if is_preset(config.model):
         tokenizer = task_tokenizer(config.tokenizer, task, fmt)
         tokens = encode(task, fmt, tokenizer)
-        model = build_model(
-            config.model,
-            vocab_size=len(tokenizer),
-            n_positions=int(tokens.prompt_lengths.max()) + decoding_room(tokens),
-            pad=tokens.pad,
-            eos=tokens.eos,
-            seed=config.seed,
-        )
+        model = initial_model(config, tokenizer, tokens)
     else:
         model, tokenizer = load_pretrained(config.model)
         tokens = encode(task, fmt, tokenizer)
@@ -178,16 +183,45 @@ def train_run(
         if is_complete(folder):
             verify(folder)
             materials = prepare(config)
-            _require_same(folder, read_json(folder / "manifest.json")["identity"], materials.identity)
+            require_same(folder, read_json(folder / "manifest.json")["identity"], materials.identity)
             return folder
         _train(folder, prepare(config), resolve_device(device), checkpoint_every, evals, progress, position)
     return folder
 
 
-def _require_same(folder: Path, found: dict[str, str], expected: dict[str, str]) -> None:
+def require_same(folder: Path, found: dict[str, str], expected: dict[str, str]) -> None:
     for key, value in expected.items():
         if found.get(key) != value:
             raise CorruptRunError(f"run: {folder} was made with other {key}; remove the folder and train again")
+
+
+def begin_run(folder: Path, materials: Materials) -> None:
+    """Writes what is known before training."""
+    split = materials.split
+    write_json(folder / "config.json", materials.config.to_dict())
+    write_json(folder / "split.json", {**split.info, "n_train": int(split.train.sum()), "n_test": int(split.test.sum())})
+
+
+def finish_run(
+    folder: Path, materials: Materials, model: PreTrainedModel, table: pd.DataFrame, facts: dict[str, Any]
+) -> None:
+    """Writes model, predictions and manifest, and the completion marker last."""
+    from cri.evaluation import accuracy_by_part
+    from cri.models import describe, save_model
+
+    save_model(model, materials.tokenizer, folder / "model")
+    write_text(folder / PREDICTIONS, table.to_csv(index=False))
+    manifest = {
+        "identity": materials.identity,
+        "model": describe(model),
+        "accuracy": accuracy_by_part(table),
+        "statuses": table["status"].value_counts().to_dict(),
+        **facts,
+        **provenance(),
+    }
+    write_json(folder / "manifest.json", manifest)
+    weights = sorted(str(p.relative_to(folder)) for p in (folder / "model").iterdir() if p.is_file())
+    mark_complete(folder, ["config.json", "split.json", "manifest.json", PREDICTIONS, METRICS, *weights])
 
 
 def _train(
@@ -198,12 +232,11 @@ def _train(
 
     from cri.checkpoints import append_metrics, truncate_metrics
     from cri.evaluation import accuracy_by_part, predictions
-    from cri.models import LoraConfig, add_lora, describe, merge_lora, save_model
+    from cri.models import LoraConfig, add_lora, merge_lora
     from cri.training import Progress, Trainer
 
     config, split = materials.config, materials.split
-    write_json(folder / "config.json", config.to_dict())
-    write_json(folder / "split.json", {**split.info, "n_train": int(split.train.sum()), "n_test": int(split.test.sum())})
+    begin_run(folder, materials)
     model: Any = add_lora(materials.model, LoraConfig()) if config.lora else materials.model
     trainer = Trainer(model, materials.tokens, split.train_ids, config.train, device)
     checkpoint, metrics = folder / CHECKPOINT, folder / METRICS
@@ -254,23 +287,13 @@ def _train(
 
     model = merge_lora(model) if config.lora else model
     table = predictions(model, materials.tokenizer, materials.tokens, materials.task, materials.format, split)
-    model = model.to("cpu").eval()
-    save_model(model, materials.tokenizer, folder / "model")
-    write_text(folder / PREDICTIONS, table.to_csv(index=False))
-    manifest = {
-        "identity": materials.identity,
-        "model": describe(model),
-        "accuracy": accuracy_by_part(table),
-        "statuses": table["status"].value_counts().to_dict(),
+    facts = {
         "padded_share": float(trainer.padded_share),
         "train_seconds": round(train_seconds, 2),
         "steps_timed": config.train.steps - first_step,
         "trained_on": device,
-        **provenance(),
     }
-    write_json(folder / "manifest.json", manifest)
-    weights = sorted(str(p.relative_to(folder)) for p in (folder / "model").iterdir() if p.is_file())
-    mark_complete(folder, ["config.json", "split.json", "manifest.json", PREDICTIONS, METRICS, *weights])
+    finish_run(folder, materials, model.to("cpu").eval(), table, facts)
     checkpoint.unlink(missing_ok=True)
 
 
@@ -340,7 +363,7 @@ def load_run(path: Path | str) -> Run:
     tokens = encode(task, fmt, tokenizer)
     run = Run(folder, config, task, split, fmt, tokenizer, tokens, model, table)
     expected = Materials(config, task, split, fmt, tokenizer, tokens, model).identity
-    _require_same(folder, read_json(folder / "manifest.json")["identity"], expected)
+    require_same(folder, read_json(folder / "manifest.json")["identity"], expected)
     return run
 
 

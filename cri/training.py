@@ -6,12 +6,14 @@ is resumed at step k sees what it would have seen.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,10 +21,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from cri.attention import SHORT, Kind, unmasked
 from cri.checkpoints import read_checkpoint, write_checkpoint
 from cri.config import TrainConfig
 from cri.data import TokenTable
 from cri.errors import CorruptRunError, CriError
+from cri.graphs import GraphedStep, Traced, bucket, matmul_precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,6 +40,48 @@ def learning_rates(config: TrainConfig) -> Float[np.ndarray, " step"]:
     return config.lr * np.where(step < warm, (step + 1) / warm, cosine)
 
 
+class BatchStream:
+    """Case ids of every batch: a new permutation each epoch, the last incomplete batch dropped.
+
+    Where sequences differ in length, batches are formed from neighbours in length within windows of
+    `window` batches (and their order shuffled), so that little is padded. Fewer cases than a batch:
+    each batch is all of them. Raises `CriError` for no cases.
+    """
+
+    def __init__(
+        self,
+        train_ids: Int[np.ndarray, " train"],
+        lengths: Int[np.ndarray, " case"],
+        batch_size: int,
+        seed: int,
+        window: int = 32,
+    ) -> None:
+        if len(train_ids) == 0:
+            raise CriError("split: no training cases")
+        self.train_ids, self.lengths, self.seed, self.window = train_ids, lengths, seed, window
+        self.size = min(batch_size, len(train_ids))
+        self.per_epoch = len(train_ids) // self.size
+        self.uniform = len(np.unique(lengths[train_ids])) == 1
+
+    def epoch(self, epoch: int) -> Int[np.ndarray, "step batch"]:
+        """The batches of one epoch."""
+        size, window = self.size, self.window * self.size
+        rng = np.random.default_rng([self.seed, epoch])
+        order = self.train_ids[rng.permutation(len(self.train_ids))][: self.per_epoch * size]
+        if self.uniform:
+            return order.reshape(self.per_epoch, size)
+        for start in range(0, len(order), window):
+            part = order[start : start + window]
+            order[start : start + window] = part[np.argsort(self.lengths[part], kind="stable")]
+        return order.reshape(self.per_epoch, size)[rng.permutation(self.per_epoch)]
+
+    def batches(self, start: int, stop: int) -> Int[np.ndarray, "step batch"]:
+        """The batches of steps `start` to `stop` (not included)."""
+        first, last = start // self.per_epoch, -(-stop // self.per_epoch)
+        rows = np.concatenate([self.epoch(e) for e in range(first, last)])
+        return rows[start - first * self.per_epoch : stop - first * self.per_epoch]
+
+
 def batch_order(
     train_ids: Int[np.ndarray, " train"],
     lengths: Int[np.ndarray, " case"],
@@ -43,36 +89,17 @@ def batch_order(
     batch_size: int,
     steps: int,
     seed: int,
-    window: int = 32,
 ) -> Int[np.ndarray, "step batch"]:
-    """Case ids of every batch: a new permutation each epoch, the last incomplete batch dropped.
-
-    Where sequences differ in length, batches are formed from neighbours in length within windows of
-    `window` batches (and their order shuffled), so that little is padded. Fewer cases than a batch:
-    each batch is all of them.
-    """
-    if len(train_ids) == 0:
-        raise CriError("split: no training cases")
-    size = min(batch_size, len(train_ids))
-    per_epoch = len(train_ids) // size
-    uniform = len(np.unique(lengths[train_ids])) == 1
-    batches: list[np.ndarray] = []
-    for epoch in range(-(-steps // per_epoch)):
-        rng = np.random.default_rng([seed, epoch])
-        order = train_ids[rng.permutation(len(train_ids))][: per_epoch * size]
-        if not uniform:
-            for start in range(0, len(order), window * size):
-                part = order[start : start + window * size]
-                order[start : start + window * size] = part[np.argsort(lengths[part], kind="stable")]
-        rows = order.reshape(per_epoch, size)
-        batches.append(rows if uniform else rows[rng.permutation(per_epoch)])
-    return np.concatenate(batches)[:steps]
+    """Case ids of the first `steps` batches (see `BatchStream`)."""
+    return BatchStream(train_ids, lengths, batch_size, seed).batches(0, steps)
 
 
-def target_logits(model: PreTrainedModel, ids: Int[Tensor, "batch pos"], first: int) -> Float[Tensor, "batch out vocab"]:
+def target_logits(
+    model: PreTrainedModel, ids: Int[Tensor, "batch pos"], first: int
+) -> Float[Tensor, "batch out vocab"]:
     """Logits that predict positions `first`.. of `ids` (the head is not applied to earlier positions)."""
-    keep = ids.shape[1] - first + 1
-    return model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits[:, :-1]
+    keep = ids.shape[1] - first  # the last token is only ever predicted
+    return model(input_ids=ids[:, :-1], use_cache=False, logits_to_keep=keep).logits
 
 
 def summed_loss(
@@ -102,8 +129,34 @@ class Progress:
     seconds: float
 
 
+def compile_pays(model: PreTrainedModel, config: TrainConfig, width: int) -> bool:
+    """Whether torch.compile is expected to save more time than it takes, on a GPU.
+
+    It saves kernel launches (about 35 of 2 microseconds a layer and step) and about half of the memory traffic
+    between matrix products (some 150 numbers a token, layer and model dimension, at 2 TB/s); it takes some seconds a
+    layer for each width of batch. (On CPU it never paid: 25 against 28 ms a step for `nano`, after 47 s.)
+    """
+    n_layers, d_model = model.config.num_hidden_layers, model.config.hidden_size
+    n_widths = len({bucket(w, width) for w in range(width // 2, width + 1)})
+    per_layer = 70e-6 + 0.5 * config.batch_size * width * d_model * 150 * 4 / 2e12
+    return config.steps * n_layers * per_layer > n_widths * (10 + 2 * n_layers)
+
+
 class Trainer:
-    """The state of one training run: model, optimiser, step. `run` advances it, `save`/`restore` keep it."""
+    """The state of one training run: model, optimiser, step. `run` advances it, `save`/`restore` keep it.
+
+    On a GPU everything a step needs lies on the device, and the step is a CUDA graph (one for each padded width)
+    unless gradient checkpointing is asked for; the host waits only at logged steps. Under `accelerate launch` each
+    process takes its share of every batch, and gradients are summed: the losses of one process with the same batch.
+
+    Args:
+        model: any Hugging Face causal language model; parameters that require no gradient stay as they are.
+        tokens: the grid.
+        train_ids: the cases to train on.
+        config: the optimisation.
+        device: where; under `accelerate launch` the process's own GPU, or CPU.
+        compiled: pass the forward and backward pass through torch.compile; by default where it pays.
+    """
 
     def __init__(
         self,
@@ -112,12 +165,16 @@ class Trainer:
         train_ids: Int[np.ndarray, " train"],
         config: TrainConfig,
         device: torch.device | str = "cpu",
+        *,
+        compiled: bool | None = None,
     ) -> None:
         self.config = config
+        self.rank, self.world = process_rank()
         self.device = torch.device(device)
         self.model = model.to(self.device).train()  # pyright: ignore[reportArgumentType]
         if config.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
+            self.model.enable_input_require_grads()
         self.lengths = tokens.lengths.numpy()
         self.order = batch_order(
             train_ids, self.lengths, batch_size=config.batch_size, steps=config.steps, seed=config.seed
@@ -127,45 +184,106 @@ class Trainer:
         self.ids = tokens.ids.to(self.device)
         self.labels = labels_of(tokens, config.loss_on).to(self.device)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        cuda = self.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()),
-            lr=config.lr,
+            lr=torch.tensor(config.lr, device=self.device) if cuda else config.lr,
             betas=(0.9, config.beta2),
             weight_decay=config.weight_decay,
             fused=True,
+            capturable=cuda,
         )
         self.step = 0
+        # what the device reads by itself
+        self._done = torch.zeros((), dtype=torch.long, device=self.device)
+        self._rows = torch.from_numpy(self.order).to(self.device)
+        self._rates = torch.from_numpy(self.lrs).float().to(self.device)
+        self._running = torch.zeros((), device=self.device)
+        if compiled is None:
+            compiled = cuda and not config.gradient_checkpointing and compile_pays(model, config, self.ids.shape[1])
+        self._compiled = compiled
+        self._traced: dict[Kind, Traced] = {}
+        self._graphed = GraphedStep(self._train_step, self.device)
+        if config.gradient_checkpointing or self.world > 1:
+            self._graphed.enabled = False  # checkpointing reads the random state, other processes are waited for
+        with torch.random.fork_rng([self.device] if cuda else []):
+            torch.manual_seed(config.seed)
+            self._rng = self._random_state()
+
+    def _random_state(self) -> list[Tensor]:
+        states = [torch.get_rng_state()]
+        return [*states, torch.cuda.get_rng_state(self.device)] if self.device.type == "cuda" else states
+
+    @contextlib.contextmanager
+    def _own_random_state(self) -> Iterator[None]:
+        """Noise (dropout) is the run's own: whatever else is drawn between its steps changes nothing."""
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            self._set_random_state()
+            yield
+            self._rng = self._random_state()
+
+    def _set_random_state(self) -> None:
+        torch.set_rng_state(self._rng[0])
+        if len(self._rng) > 1:
+            torch.cuda.set_rng_state(self._rng[1], self.device)
+
+    def width_of(self, step: int) -> int:
+        """Tokens that each sequence of the step's batch is cropped or padded to."""
+        width = int(self.lengths[self.order[step]].max())
+        # on a GPU few widths, as each is a graph of its own
+        return bucket(width, self.ids.shape[1]) if self.device.type == "cuda" else width
 
     @property
     def padded_share(self) -> float:
         """Share of the tokens computed during training that are padding."""
-        lengths = self.lengths[self.order]
-        return 1 - lengths.sum() / (lengths.max(axis=1) * lengths.shape[1]).sum()
+        widths = np.array([self.width_of(step) for step in range(len(self.order))])
+        return float(1 - self.lengths[self.order].sum() / (widths * self.order.shape[1]).sum())
 
-    def _train_step(self) -> Tensor:
-        """One optimiser step; returns the mean loss per target token (left on the device)."""
-        rows_host = self.order[self.step]
-        width = int(self.lengths[rows_host].max())
-        rows = torch.from_numpy(rows_host).to(self.device, non_blocking=True)
-        labels = self.labels[rows, :width]
-        n_targets = (labels[:, self.first :] != -100).sum()
+    def _loss(self, ids: Int[Tensor, "batch pos"], labels: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
+        kind: Kind = "products" if self.device.type == "cuda" and ids.shape[1] <= SHORT else "library"
+
+        @contextlib.contextmanager
+        def context() -> Iterator[None]:
+            low = self.config.precision == "bf16"
+            with unmasked(self.model, kind), torch.autocast(self.device.type, torch.bfloat16, low, False):
+                yield
+
+        if not self._compiled:
+            with context():
+                return summed_loss(self.model, ids, labels, self.first)
+        if kind not in self._traced:
+
+            def loss(parameters: dict[str, Tensor], ids: Tensor, labels: Tensor) -> Tensor:
+                inputs = (ids, labels, self.first)
+                return torch.func.functional_call(_Loss(self.model), parameters, inputs)
+
+            self._traced[kind] = Traced(loss, context, compiled=True)
+        parameters = {f"model.{name}": p for name, p in self.model.named_parameters()}
+        return self._traced[kind](parameters, ids, labels)
+
+    def _train_step(self, width: Any) -> None:
+        """One optimiser step; reads only what lies on the device."""
+        rows = self._rows.index_select(0, self._done[None])[0]
+        n_targets = (self.labels[rows, self.first :] != -100).sum()
+        rows = rows[self.rank :: self.world]
         for group in self.optimizer.param_groups:
-            group["lr"] = float(self.lrs[self.step])
-        size = self.config.micro_batch or len(rows)
-        total = torch.zeros((), device=self.device)
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                loss = summed_loss(self.model, self.ids[part, :width], labels[start : start + size], self.first)
-            loss = loss / n_targets
+            if isinstance(group["lr"], Tensor):
+                group["lr"].copy_(self._rates.index_select(0, self._done[None])[0])
+            else:
+                group["lr"] = float(self.lrs[self.step])
+        size = self.config.micro_batch or max(1, len(rows))
+        for part in rows.split(size):
+            loss = self._loss(self.ids[part, :width], self.labels[part, :width]) / n_targets
             loss.backward()
-            total += loss.detach()
+            self._running += loss.detach()
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if self.world > 1:
+            _sum_over_processes(gradients)
         if self.config.grad_clip > 0:
             torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.step += 1
-        return total
+        self._done += 1
 
     def run(
         self,
@@ -176,20 +294,25 @@ class Trainer:
         """Trains up to (not including) step `until`; raises `CriError` at the first logged loss that is
         not finite, before anything is saved from it."""
         self.model.train()
-        start, running, count = time.perf_counter(), torch.zeros((), device=self.device), 0
-        while self.step < min(until, self.config.steps):
-            running += self._train_step()
-            count += 1
-            if self.step % log_every == 0 or self.step in (until, self.config.steps):
-                loss = float(running) / count
-                if not math.isfinite(loss):
-                    raise CriError(
-                        f"lr: the loss is {loss} at step {self.step}; lower lr={self.config.lr:g} (the last good "
-                        "checkpoint is kept)"
-                    )
-                if on_log:
-                    on_log(Progress(self.step, loss, float(self.lrs[self.step - 1]), time.perf_counter() - start))
-                running, count = torch.zeros((), device=self.device), 0
+        start, count = time.perf_counter(), 0
+        with self._own_random_state(), matmul_precision(self.config.precision):
+            while self.step < min(until, self.config.steps):
+                self._graphed(self.width_of(self.step))
+                self.step += 1
+                count += 1
+                if self.step % log_every == 0 or self.step in (until, self.config.steps):
+                    if self.world > 1:
+                        _sum_over_processes([self._running])
+                    loss = float(self._running) / count
+                    self._running.zero_()
+                    count = 0
+                    if not math.isfinite(loss):
+                        raise CriError(
+                            f"lr: the loss is {loss} at step {self.step}; lower lr={self.config.lr:g} (the last good "
+                            "checkpoint is kept)"
+                        )
+                    if on_log:
+                        on_log(Progress(self.step, loss, float(self.lrs[self.step - 1]), time.perf_counter() - start))
         self.model.eval()
 
     def _state(self) -> dict[str, Tensor]:
@@ -197,9 +320,7 @@ class Trainer:
         for name, p in self.parameters.items():
             for key, value in self.optimizer.state.get(p, {}).items():
                 tensors[f"optimizer.{name}.{key}"] = value
-        tensors["rng.cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        tensors |= dict(zip(("rng.cpu", "rng.cuda"), self._rng, strict=False))
         return {k: v.cpu().contiguous() for k, v in tensors.items()}
 
     def save(self, path: Path, identity: Mapping[str, str]) -> None:
@@ -222,7 +343,37 @@ class Trainer:
                 state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
                 if state:  # the step counter stays where fused AdamW wants it: with the parameter
                     self.optimizer.state[p] = {k: v.to(self.device) for k, v in state.items()}
-        torch.set_rng_state(tensors["rng.cpu"])
-        if "rng.cuda" in tensors and self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
+        names = ("rng.cpu", "rng.cuda")[: len(self._rng)]
+        if all(name in tensors for name in names):  # not so where the run moves to another kind of device
+            self._rng = [tensors[name] for name in names]
         self.step = int(meta["step"])
+        self._done.fill_(self.step)
+
+
+class _Loss(torch.nn.Module):
+    """`summed_loss` as a module, so that its model's parameters can be passed in."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, labels: Tensor, first: int) -> Tensor:
+        return summed_loss(self.model, ids, labels, first)
+
+
+def process_rank() -> tuple[int, int]:
+    """This process's rank and the number of processes (0 and 1 unless started by `accelerate launch`, or torchrun)."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1
+    from accelerate import PartialState
+
+    state = PartialState()
+    return state.process_index, state.num_processes
+
+
+def _sum_over_processes(tensors: Sequence[Tensor]) -> None:
+    """Adds up each tensor over all processes, in place, in one exchange."""
+    flat = torch.cat([t.flatten() for t in tensors])
+    torch.distributed.all_reduce(flat)
+    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))

@@ -10,7 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, Shaped
+from jaxtyping import Float, Float32, Int, Shaped
 from scipy import sparse
 
 from cri.errors import CriError, out_of_range
@@ -19,14 +19,15 @@ from cri.tasks import Task
 if TYPE_CHECKING:
     from cri.data import TokenTable
 
-Ids = Int[np.ndarray, " case"]
+TrainIds = Int[np.ndarray, " train"]
+TestIds = Int[np.ndarray, " test"]
 Pairs = Float32[np.ndarray, "train test"]
 
 MAX_STEP_FREQUENCY = 0.05
 """A step found in a larger fraction of the grid's cases is not informative (see `informative_steps`)."""
 
 
-def grid_distance(task: Task, train_ids: Ids, test_ids: Ids) -> Int[np.ndarray, "train test"]:
+def grid_distance(task: Task, train_ids: TrainIds, test_ids: TestIds) -> Int[np.ndarray, "train test"]:
     """Chebyshev distance on the grid, max(|row_i - row_t|, |col_i - col_t|): the measure in which the
     held-out squares are balls and their borders rings."""
     coords = task.coords.astype(np.int32)
@@ -35,20 +36,18 @@ def grid_distance(task: Task, train_ids: Ids, test_ids: Ids) -> Int[np.ndarray, 
     return np.maximum(rows, np.abs(train[:, None, 1] - test[None, :, 1]), out=rows)
 
 
-def nearest_operands(task: Task, train_ids: Ids, test_ids: Ids) -> Pairs:
+def nearest_operands(task: Task, train_ids: TrainIds, test_ids: TestIds) -> Pairs:
     """Minus the grid distance."""
     return -grid_distance(task, train_ids, test_ids).astype(np.float32)
 
 
-def shared_operands(task: Task, train_ids: Ids, test_ids: Ids) -> Pairs:
+def shared_operands(task: Task, train_ids: TrainIds, test_ids: TestIds) -> Pairs:
     """How many operands two cases share, each in its own place: 0 or 1 (2 only for the same case)."""
     train, test = task.cases[train_ids], task.cases[test_ids]
     return (train[:, None] == test[None]).sum(axis=2).astype(np.float32)
 
 
-def same_answer(
-    train_labels: Shaped[np.ndarray, " train"], test_labels: Shaped[np.ndarray, " test"]
-) -> Pairs:
+def same_answer(train_labels: Shaped[np.ndarray, " train"], test_labels: Shaped[np.ndarray, " test"]) -> Pairs:
     """1 where the training case's answer is the label of the test case, else 0.
 
     Args:
@@ -59,10 +58,8 @@ def same_answer(
     return ((train[:, None] == test[None]) & (test != "")[None]).astype(np.float32)
 
 
-def informative_steps(
-    task: Task, max_frequency: float = MAX_STEP_FREQUENCY
-) -> Bool[sparse.csr_matrix, "case step"]:
-    """Which informative rule steps each case executes.
+def informative_steps(task: Task, max_frequency: float = MAX_STEP_FREQUENCY) -> sparse.csr_matrix:
+    """Which informative rule steps each case executes, 1 or 0, [case, step].
 
     A step (operation, digits, carry-in; the place where it is applied is no part of it) is informative if
 
@@ -86,7 +83,9 @@ def informative_steps(
     return sparse.csr_matrix((np.ones(len(rows), dtype=np.float32), (rows, cols)), shape=shape)
 
 
-def shared_steps(task: Task, train_ids: Ids, test_ids: Ids, max_frequency: float = MAX_STEP_FREQUENCY) -> Pairs:
+def shared_steps(
+    task: Task, train_ids: TrainIds, test_ids: TestIds, max_frequency: float = MAX_STEP_FREQUENCY
+) -> Pairs:
     """How many informative rule steps two cases share, wherever they are applied."""
     steps = informative_steps(task, max_frequency)
     return (steps[train_ids] @ steps[test_ids].T).toarray().astype(np.float32, copy=False)

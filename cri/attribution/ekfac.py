@@ -21,7 +21,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -37,7 +36,7 @@ from cri.attribution.streaming import batches, on_model
 from cri.data import TokenTable
 from cri.errors import CorruptRunError, CriError, out_of_range, unknown_name
 
-Labels = Literal["sampled", "empirical"]
+LABELS = ("sampled", "empirical")
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +82,7 @@ class EKFAC:
 
     parameters: tuple[tuple[str, ...], ...]
     bases: tuple[Eigenbasis, ...]
-    labels: Labels
+    labels: str
     seed: int
     n_cases: int
     coverage: float
@@ -158,7 +157,7 @@ def fisher_gradients(
     blocks: Sequence[Block],
     tokens: TokenTable,
     loss: Output,
-    labels: Labels,
+    labels: str,
     generator: torch.Generator,
     batch_size: int,
     bar: tqdm,
@@ -190,7 +189,7 @@ def fit_ekfac(
     tokens: TokenTable,
     *,
     loss: Output = log_likelihood,
-    labels: Labels = "sampled",
+    labels: str = "sampled",
     parameters: Sequence[str] = ("*",),
     seed: int = 0,
     batch_size: int = 128,
@@ -211,8 +210,8 @@ def fit_ekfac(
     Second moments are accumulated and decomposed in float64. Raises `CriError` for a parameter of an
     unsupported layer, naming it.
     """
-    if labels not in get_args(Labels):
-        raise unknown_name("labels", labels, get_args(Labels))
+    if labels not in LABELS:
+        raise unknown_name("labels", labels, LABELS)
     tokens = on_model(model, tokens)
     blocks = find_blocks(model, parameters)
     device = tokens.ids.device

@@ -61,10 +61,8 @@ def influence(
     blocks = fisher.blocks(model)
     dampings = fisher.dampings(damping, relative_damping)
     bases = [basis.to(train.ids.device) for basis in fisher.bases]
-    # the solver keeps five vectors a query where scoring keeps one
-    plan = plan_memory(model, blocks, train, test, output, batch_size, max_bytes, False)
-    if cg_steps:
-        plan = dataclasses.replace(plan, n_queries=max(1, plan.n_queries // 5))
+    # gradient, solution, residual, preconditioned residual, direction, its image, and one in passing
+    plan = plan_memory(model, blocks, train, test, output, batch_size, max_bytes, False, 7 if cg_steps else 1)
     scores = np.zeros((len(train), len(test)), dtype=np.float64 if plan.itemsize == 8 else np.float32)
     for queries in plan.query_groups(test):
         held, _ = hold(model, blocks, test[queries], output, plan)

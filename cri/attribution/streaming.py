@@ -59,8 +59,11 @@ def plan_memory(
     batch_size: int,
     max_bytes: int,
     factored: bool | None,
+    vectors: int = 1,
 ) -> Plan:
     """Choose the inner product of each block and the sizes that keep within `max_bytes`.
+
+    A solver keeps several `vectors` a query, and the gradients of all blocks of a batch at once.
 
     Factors are cheaper when s_train s_test (m + n + 64) < m n, with s the positions that carry a gradient,
     counted on one longest case; 64 stands for the elementwise work on the two Gram matrices (measured).
@@ -79,20 +82,23 @@ def plan_memory(
         per_query += s_test * (m + n) if choice else m * n
         largest = max(largest, s_train * (m + n), 0 if choice else m * n)
         gram = max(gram, 2 * s_train * s_test if choice else 1)
-    # a backward pass keeps about five values for every input and output feature, and attention's own
-    positions = train.ids.shape[1]
+    # measured: forward and backward keep under five values for every input and output feature; eager
+    # attention also keeps its T x T patterns
+    longest = max(train.ids.shape[1], test.ids.shape[1])
     features = sum(m + n for block in blocks for m, n in [block.shape] if m > 1)
-    heads = getattr(getattr(model, "config", None), "num_attention_heads", 0)
-    layers = getattr(getattr(model, "config", None), "num_hidden_layers", 0)
-    per_example = 5 * positions * features + 3 * layers * heads * positions**2 + 2 * largest
-    budget = max_bytes // (2 * itemsize)
-    n_queries = min(len(test), budget // max(per_query, 1))
-    fitting = min(batch_size, budget // (per_example + gram * n_queries))
-    if n_queries > 1 and fitting < 1:  # a large Gram matrix: fewer queries a pass
-        n_queries = max(1, (budget - per_example) // gram)
-        fitting = min(batch_size, budget // (per_example + gram * n_queries))
-    if n_queries < 1 or fitting < 1:
-        need = 2 * itemsize * max(per_query, per_example + gram)
+    config = getattr(model, "config", None)
+    eager = getattr(config, "_attn_implementation", None) == "eager"
+    patterns = 4 * config.num_hidden_layers * config.num_attention_heads if config is not None and eager else 0
+    per_example = 5 * longest * features + patterns * longest**2 + 2 * largest
+    if vectors > 1:
+        per_example += sum(block.size for block in blocks)
+        per_query *= vectors
+    budget = max_bytes // itemsize
+    # at most half for the queries; a large Gram matrix also asks for fewer of them
+    n_queries = min(len(test), max(1, min(budget // 2 // max(per_query, 1), (budget // 2 - per_example) // gram)))
+    fitting = min(batch_size, (budget - n_queries * per_query) // (per_example + gram * n_queries))
+    if fitting < 1:
+        need = itemsize * (per_query + per_example + gram)
         raise out_of_range("max_bytes", max_bytes, f"at least {need} for one example at a time of this model")
     return Plan(fitting, n_queries, tuple(choices), itemsize)
 
@@ -107,30 +113,35 @@ def hold(
     model: nn.Module, blocks: Sequence[Block], queries: TokenTable, output: Output, plan: Plan
 ) -> tuple[list[Held], Float[np.ndarray, " query"]]:
     """Gradients df/dtheta of the queries, block by block, and their norms."""
-    collected: list[list[Tensor | list[Part]]] = [[] for _ in blocks]
-    rows_seen, squares = [], []
+    device = queries.ids.device
+    norms = np.zeros(len(queries))
+    # materialised gradients go straight to their rows; factors are joined when their widths are known
+    whole: list[Tensor | None] = [None for _ in blocks]
+    factors: list[list[list[Part]]] = [[] for _ in blocks]
+    order = []
     for rows in batches(queries, plan.batch_size):
         batch = queries[rows]
         captured = capture(model, blocks, batch, lambda logits, batch=batch: output(logits, batch))
-        square = torch.zeros(len(rows), device=queries.ids.device, dtype=torch.float64)
-        for block, factored, out in zip(blocks, plan.factored, collected, strict=True):
+        square = torch.zeros(len(rows), device=device, dtype=torch.float64)
+        for i, block in enumerate(blocks):
             pieces = parts(block, captured)
-            square += squared_norms(pieces)
-            # clones: a view would keep the whole batch's tensors alive
-            out.append(
-                [Part(*(t.clone() for t in p)) for p in pieces] if factored else materialise(pieces, block.shape)
-            )
-        rows_seen.append(rows)
-        squares.append(square.cpu().numpy())
-    back = np.argsort(np.concatenate(rows_seen))
-    index = torch.as_tensor(back, device=queries.ids.device)
+            if plan.factored[i]:
+                factors[i].append(pieces)
+                square += squared_norms(pieces)
+                continue
+            flat = materialise(pieces, block.shape).flatten(1)
+            total = whole[i]
+            if total is None:
+                total = whole[i] = flat.new_empty(len(queries), block.size)
+            total[torch.as_tensor(rows, device=device)] = flat
+            square += flat.square().sum(1)
+        order.append(rows)
+        norms[rows] = np.sqrt(square.cpu().numpy())
+    index = torch.as_tensor(np.argsort(np.concatenate(order)), device=device)
     held: list[Held] = []
-    for out in collected:
-        if isinstance(out[0], Tensor):
-            held.append(torch.cat([g.flatten(1) for g in out])[index])  # pyright: ignore[reportAttributeAccessIssue]
-        else:
-            held.append([_join(pieces, index) for pieces in zip(*out, strict=True)])  # pyright: ignore[reportArgumentType]
-    return held, np.sqrt(np.concatenate(squares)[back])
+    for total, batched in zip(whole, factors, strict=True):
+        held.append(total if total is not None else [_join(pieces, index) for pieces in zip(*batched, strict=True)])
+    return held, norms
 
 
 def _join(pieces: Sequence[Part], index: Tensor) -> Part:

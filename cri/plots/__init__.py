@@ -6,8 +6,9 @@ colour and a format the same marker in every figure.
 """
 
 from cri.plots.curves import distance_correctness, enrichment_curves, matched_curves, ring_accuracy
-from cri.plots.maps import accuracy_map, embedding_map, frame_square, grid_map, score_map
+from cri.plots.maps import accuracy_map, category_map, embedding_map, frame_square, grid_map, score_map
 from cri.plots.style import (
+    ERROR_COLORS,
     FORMAT_MARKERS,
     GROUP_COLORS,
     MODEL_COLORS,
@@ -19,12 +20,14 @@ from cri.plots.style import (
 )
 
 __all__ = [
+    "ERROR_COLORS",
     "FORMAT_MARKERS",
     "GROUP_COLORS",
     "MODEL_COLORS",
     "SPLIT_LINES",
     "TASK_COLORS",
     "accuracy_map",
+    "category_map",
     "distance_correctness",
     "embedding_map",
     "enrichment_curves",

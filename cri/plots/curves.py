@@ -75,6 +75,7 @@ def enrichment_curves(
     ax: Axes | None = None,
     *,
     groups: tuple[str, ...] = ("near", "same_answer", "same_operand", "same_step"),
+    connect: bool = True,
     legend: bool = True,
 ) -> Axes:
     """Enrichment of each group among the top-k neighbours at each site, on a log2 scale, with intervals.
@@ -83,6 +84,7 @@ def enrichment_curves(
         table: from `statistics.estimate` of the enrichment of one method and model: `site` (in the order to
             draw), `group`, `estimate`, `low`, `high`.
         groups: which of them to draw.
+        connect: join the points of a group; sites that follow no order (methods, say) are not to be joined.
 
     Values below 1/16 (0: nothing of the group in any top-k) are drawn there as downward triangles.
     """
@@ -102,7 +104,7 @@ def enrichment_curves(
         color = GROUP_COLORS[group]
         ax.errorbar(
             x, shown, yerr=bars, color=color, marker="o", markersize=3.5, capsize=0, elinewidth=1.2,
-            linewidth=0.8 if len(sites) > 1 else 0, label=group.replace("_", " "),
+            linestyle="-" if connect else "none", linewidth=0.8, label=group.replace("_", " "),
         )  # fmt: skip
         zero = y < floor
         ax.scatter(x[zero], shown[zero], marker="v", s=24, color=color, zorder=3)
@@ -115,11 +117,12 @@ def enrichment_curves(
     return ax
 
 
-def matched_curves(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool = True) -> Axes:
+def matched_curves(table: pd.DataFrame, ax: Axes | None = None, *, connect: bool = True, legend: bool = True) -> Axes:
     """Output-matched AUC (chance 0.5) at each site, one curve a model, with intervals.
 
     Args:
         table: from `statistics.estimate` of one method and contrast: `site`, `model`, `estimate`, `low`, `high`.
+        connect: as in `enrichment_curves`.
     """
     require_columns(table, ("site", "model", "estimate", "low", "high"))
     ax = new_axes(ax)
@@ -132,7 +135,7 @@ def matched_curves(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool 
         ax.errorbar(
             np.arange(len(sites)) + (i - (len(models) - 1) / 2) * 0.12, y, yerr=np.maximum(bars, 0),
             color=MODEL_COLORS.get(model, "black"), marker="o", markersize=3.5, elinewidth=1.2,
-            linewidth=0.8 if len(sites) > 1 else 0, label=model,
+            linestyle="-" if connect else "none", linewidth=0.8, label=model,
         )  # fmt: skip
     ax.axhline(0.5, color="0.5", linewidth=0.8, linestyle=":")
     _name_sites(ax, sites)
@@ -148,25 +151,22 @@ def _name_sites(ax: Axes, sites: list[str]) -> None:
     ax.set_xlim(-0.5, len(sites) - 0.5)
 
 
-def distance_correctness(table: pd.DataFrame, ax: Axes | None = None, *, auc: float | None = None) -> Axes:
+def distance_correctness(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Distance to the k-th neighbour of right and wrong test predictions.
 
     Args:
         table: one row a test case with `distance` and `correct`.
-        auc: probability that a right prediction is the closer of a right and a wrong one, shown if given.
     """
     require_columns(table, ("distance", "correct"))
     ax = new_axes(ax)
     values = table["distance"].to_numpy(dtype=float)
     correct = table["correct"].to_numpy(dtype=bool)
-    bins = np.linspace(values.min(), values.max() or 1.0, 31)
+    bins = np.linspace(values.min(), max(values.max(), values.min() + 1e-9), 31).tolist()
     for mask, name, color in ((correct, "right", RIGHT), (~correct, "wrong", WRONG)):
         label = f"{name} (n = {int(mask.sum())})"
-        ax.hist(values[mask], bins=bins.tolist(), histtype="stepfilled", color=color, alpha=0.25)
-        ax.hist(values[mask], bins=bins.tolist(), histtype="step", color=color, linewidth=1.1, label=label)
-    if auc is not None:
-        ax.set_title(f"AUC = {auc:.2f}", loc="right")
-    ax.set_xlabel("distance to the k-th nearest training case")
+        ax.hist(values[mask], bins=bins, histtype="stepfilled", color=color, alpha=0.25)
+        ax.hist(values[mask], bins=bins, histtype="step", color=color, linewidth=1.1, label=label)
+    ax.set_xlabel("distance to the k-th neighbour")
     ax.set_ylabel("test cases")
-    ax.legend(loc="best")
+    ax.legend(loc="best", handlelength=1.2)
     return ax

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cri.plots.style import FRAME, MISSING, RIGHT, WRONG, new_axes, require_columns
+from cri.plots.style import BLANK, FRAME, MISSING, RIGHT, WRONG, new_axes, require_columns
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
 
 Square = tuple[int, int, int]
 """(row, column, half side), as in `Split.squares`."""
@@ -37,8 +38,8 @@ def grid_map(
     squares: Sequence[Square] = (),
     axis_names: tuple[str, str] = ("a", "b"),
     limits: tuple[float | None, float | None] = (None, None),
-    label: str | None = None,
-    cmap: str = "viridis",
+    label: str = "",
+    cmap: str | Colormap = "viridis",
     colorbar: bool = True,
 ) -> Axes:
     """One column of a table laid out on the grid.
@@ -49,7 +50,7 @@ def grid_map(
         squares: (row, column, half side) of the squares to frame.
         axis_names: what rows and columns are (`Task.axis_names`).
         limits: ends of the colour scale; None takes them from the values.
-        label: of the colour bar, by default `value`.
+        label: of the colour bar.
     """
     import matplotlib
 
@@ -58,7 +59,7 @@ def grid_map(
     rows, cols = table["row"].to_numpy(), table["col"].to_numpy()
     grid = np.full((int(rows.max()) + 1, int(cols.max()) + 1), np.nan)
     grid[rows, cols] = table[value].to_numpy(dtype=float)
-    colors = matplotlib.colormaps[cmap].with_extremes(bad=MISSING)
+    colors = matplotlib.colormaps.get_cmap(cmap).with_extremes(bad=MISSING)
     # nearest, and rasterised by imshow: cells stay sharp at any size and PDFs stay small
     image = ax.imshow(grid, cmap=colors, vmin=limits[0], vmax=limits[1], interpolation="nearest", origin="upper")
     for square in squares:
@@ -68,7 +69,7 @@ def grid_map(
     ax.spines[["top", "right"]].set_visible(True)
     if colorbar:
         bar = ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.03)
-        bar.set_label(label or value)
+        bar.set_label(label)
         bar.outline.set_linewidth(0.5)  # pyright: ignore[reportCallIssue]
     return ax
 
@@ -103,7 +104,7 @@ def score_map(
     squares: Sequence[Square] = (),
     axis_names: tuple[str, str] = ("a", "b"),
     top: str | None = None,
-    label: str | None = None,
+    label: str = "",
     colorbar: bool = True,
 ) -> Axes:
     """Similarity or attribution of every training case to one test case, which is marked by a star.
@@ -125,7 +126,9 @@ def score_map(
     if top is not None:
         best = table[table[top].astype(bool)]
         ax.scatter(best["col"], best["row"], s=9, facecolors="none", edgecolors=FRAME, linewidths=0.7)
-    ax.scatter(test_case[1], test_case[0], marker="*", s=60, color="white", edgecolors="black", linewidths=0.7, zorder=3)
+    ax.scatter(
+        test_case[1], test_case[0], marker="*", s=60, color="white", edgecolors="black", linewidths=0.7, zorder=3
+    )
     return ax
 
 
@@ -146,7 +149,13 @@ def embedding_map(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "
         if len(chosen):
             face = {"facecolors": "none", "edgecolors": color} if symbol == "o" else {"color": color}
             ax.scatter(
-                chosen["x"], chosen["y"], s=9, marker=symbol, linewidths=0.7, label=f"test, {mark} (n = {len(chosen)})", **face
+                chosen["x"],
+                chosen["y"],
+                s=9,
+                marker=symbol,
+                linewidths=0.7,
+                label=f"test, {mark} (n = {len(chosen)})",
+                **face,
             )
     # distances between far points of such an embedding mean nothing, so neither do its axes' numbers
     ax.set_xticks([])
@@ -157,4 +166,35 @@ def embedding_map(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "
         bar = ax.figure.colorbar(points, ax=ax, fraction=0.046, pad=0.03)
         bar.set_label(label)
         bar.outline.set_linewidth(0.5)  # pyright: ignore[reportCallIssue]
+    return ax
+
+
+def category_map(
+    table: pd.DataFrame,
+    value: str,
+    colors: Mapping[str, str],
+    ax: Axes | None = None,
+    *,
+    squares: Sequence[Square] = (),
+    axis_names: tuple[str, str] = ("a", "b"),
+    legend: bool = True,
+) -> Axes:
+    """A column of names laid out on the grid, one colour a name; names without a colour are left pale.
+
+    Args:
+        table: one row a case with `row`, `col` and `value`.
+        colors: name -> colour, in the order of the legend; names that do not occur are left out of it.
+    """
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    counts = table[value].value_counts()
+    present = [name for name in colors if counts.get(name, 0)]
+    codes = table.assign(code=table[value].map({name: i for i, name in enumerate(present)}).astype(float))
+    ax = grid_map(codes.assign(code=codes["code"].fillna(-1)), "code", ax, squares=squares, axis_names=axis_names,
+                  limits=(-1, max(len(present) - 1, 0)), cmap=ListedColormap([BLANK, *(colors[n] for n in present)]),
+                  colorbar=False)  # fmt: skip
+    if legend and present:
+        handles = [Patch(color=colors[name], label=f"{name} ({counts[name]})") for name in present]
+        ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, handlelength=1.0)
     return ax

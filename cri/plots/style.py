@@ -37,6 +37,21 @@ MODEL_COLORS = {"square": "#000000", "random": "#0077BB", "untrained": "#999999"
 RIGHT, WRONG = "#0072B2", "#D55E00"
 FRAME = "#FF3B30"
 MISSING = "#E6E6E6"
+BLANK = "#FAFAFA"
+ERROR_COLORS = {
+    "copy": "#0072B2",
+    "digit": "#D55E00",
+    "carry": "#009E73",
+    "compare": "#56B4E9",
+    "branch": "#CC79A7",
+    "loop_count": "#E69F00",
+    "answer": "#882255",
+    "code": "#44AA99",
+    "stop": "#999933",
+    "format": "#888888",
+    "truncated": "#000000",
+}
+"""First deviations of a trace (`cri.traces.ERROR_KINDS`), and generations that ran out of room."""
 
 _STYLE: dict[str, Any] = {
     "font.size": 8,
@@ -61,7 +76,9 @@ def style() -> AbstractContextManager[None]:
     return matplotlib.rc_context(_STYLE)
 
 
-def figure(n_rows: int = 1, n_cols: int = 1, size: tuple[float, float] = (3.0, 2.6), **options: Any) -> tuple[Figure, Any]:
+def figure(
+    n_rows: int = 1, n_cols: int = 1, size: tuple[float, float] = (3.0, 2.6), **options: Any
+) -> tuple[Figure, Any]:
     """A figure outside pyplot's registry with an [n_rows, n_cols] array of axes, `size` inches each.
 
     `options` go to `Figure.subplots` (`sharex`, `width_ratios`, ...).

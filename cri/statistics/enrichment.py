@@ -9,12 +9,13 @@ from jaxtyping import Float, Int, Num, Shaped
 
 from cri.errors import CriError, out_of_range
 from cri.statistics.groups import GROUPS, Groups
-from cri.statistics.intervals import auc
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Scores = Num[np.ndarray, "train test"]
+DISTANCE_MATCH = 2
+"""Cells by which the distances of two compared cases may differ in the step contrast."""
 
 
 class TopK(NamedTuple):
@@ -109,16 +110,18 @@ def matched(scores: Scores, groups: Groups) -> pd.DataFrame:
     have the predicted label?
 
     Candidates of test case t are the training cases whose answer is the label predicted for t and that
-    share no operand with it, so neither the output nor an operand tells them apart. Then
+    share no operand with it, so neither the output nor an operand tells them apart. Two contrasts, each
+    holding the other trait fixed (near cases often share the tens step, and step-sharing cases lie at
+    particular distances):
 
-        near: AUC of the score, near candidates against far ones;
-        step: AUC of the score among far candidates, those sharing a rule step against those that do not;
+        near: candidates that share no step, near ones against far ones;
+        step: far candidates, those that share a step against those that do not, pairs at grid distances
+              from t that differ by at most `DISTANCE_MATCH`;
 
-    the probability that the first kind scores higher (ties count half). Chance is 0.5.
+    and the AUC of the score over the pairs, P(first higher) + ½ P(equal). Chance is 0.5.
 
     Returns:
-        One row a test case and contrast: `test_id`, `contrast`, `auc` (NaN where one side is empty),
-        `n_in`, `n_out`.
+        One row a test case and contrast: `test_id`, `contrast`, `auc` (NaN without pairs), `n_pairs`.
     """
     import pandas as pd
 
@@ -127,10 +130,17 @@ def matched(scores: Scores, groups: Groups) -> pd.DataFrame:
     rows = []
     for j, test_id in enumerate(groups.test_ids.tolist()):
         pool = np.flatnonzero(groups.answer[:, j] & ~groups.operand[:, j])
-        s, near, step = scores[pool, j], groups.near[pool, j], groups.step[pool, j]
-        for contrast, inside, outside in (("near", near, ~near), ("step", ~near & step, ~near & ~step)):
-            rows.append((test_id, contrast, auc(s[inside], s[outside]), int(inside.sum()), int(outside.sum())))
-    return pd.DataFrame(rows, columns=["test_id", "contrast", "auc", "n_in", "n_out"])
+        s, near, step, d = (x[pool, j] for x in (scores, groups.near, groups.step, groups.distance))
+        for contrast, inside, outside, within in (
+            ("near", near & ~step, ~near & ~step, np.inf),
+            ("step", ~near & step, ~near & ~step, DISTANCE_MATCH),
+        ):
+            pairs = np.abs(d[inside][:, None] - d[outside]) <= within
+            n_pairs = int(pairs.sum())
+            difference = s[inside][:, None] - s[outside]
+            wins = pairs * ((difference > 0) + 0.5 * (difference == 0))
+            rows.append((test_id, contrast, wins.sum() / n_pairs if n_pairs else np.nan, n_pairs))
+    return pd.DataFrame(rows, columns=["test_id", "contrast", "auc", "n_pairs"])
 
 
 def vote(scores: Scores, groups: Groups, true_labels: Shaped[np.ndarray, " test"], k: int = 10) -> pd.DataFrame:

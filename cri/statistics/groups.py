@@ -40,11 +40,13 @@ class Groups:
         train_ids, test_ids: case ids of the rows and columns.
         train_labels: label of each training case's reference answer.
         test_labels: label the model predicts for each test case ("" matches nothing).
+        distance: grid (Chebyshev) distance of each pair.
         near: the training cases within `radius` of the test case on the grid.
         answer: those whose answer is the label predicted for the test case.
         operand: those that share an operand, in its place, with the test case.
         step: those that share an informative rule step (`baselines.informative_steps`).
-        radius: grid (Chebyshev) distance within which training cases are `near`.
+        n_near: least number of `near` cases that was asked for.
+        radius: distance within which training cases are `near`.
         codes: the disjoint group of each pair, an index into `GROUPS`.
     """
 
@@ -52,10 +54,12 @@ class Groups:
     test_ids: Int[np.ndarray, " test"]
     train_labels: Shaped[np.ndarray, " train"]
     test_labels: Shaped[np.ndarray, " test"]
+    distance: Int[np.ndarray, "train test"]
     near: Bool[np.ndarray, "train test"]
     answer: Bool[np.ndarray, "train test"]
     operand: Bool[np.ndarray, "train test"]
     step: Bool[np.ndarray, "train test"]
+    n_near: int
     radius: Int[np.ndarray, " test"]
     codes: Int8[np.ndarray, "train test"]
 
@@ -136,4 +140,6 @@ def make_groups(
     codes = np.full(near.shape, GROUPS.index("rest"), dtype=np.int8)
     for name, mask in reversed(list(zip(GROUPS, (near, answer, operand, step), strict=False))):
         codes[mask] = GROUPS.index(name)
-    return Groups(train_ids, test_ids, train_labels, test_labels, near, answer, operand, step, radius, codes)
+    return Groups(
+        train_ids, test_ids, train_labels, test_labels, distance, near, answer, operand, step, n_near, radius, codes
+    )

@@ -45,9 +45,10 @@ def resample_counts(
     """How often each case is drawn in each of `n_boot` hierarchical bootstrap samples.
 
     Runs are drawn with replacement (when there are several), then blocks with replacement within each
-    drawn run; a drawn block brings all its cases. None where there is but one block and one run. With few
-    runs (three, say) such an interval covers less than its level says; with one run it says nothing about
-    what another training seed would give.
+    drawn run; a drawn block brings all its cases. None where there is but one block and one run. With random
+    scores, one run and 16 to 25 blocks, 95 % intervals held the truth in 90 % (enrichment) to 95 % (matched
+    AUC) of simulations. Few runs (three, say) make an interval cover less than its level says; one run says
+    nothing about what another training seed would give.
     """
     runs, run_index = np.unique(run, return_inverse=True)
     rng = np.random.default_rng(seed)
@@ -143,7 +144,9 @@ def estimate(
     return pd.DataFrame(rows, columns=[*by, "estimate", "low", "high", "n", "n_runs", "n_blocks"])
 
 
-def paired(table: pd.DataFrame, value: str, models: tuple[str, str], by: Sequence[str], **options: int | float) -> pd.DataFrame:
+def paired(
+    table: pd.DataFrame, value: str, models: tuple[str, str], by: Sequence[str], **options: int | float
+) -> pd.DataFrame:
     """Mean difference of a column between two models on the same run and test case, with intervals.
 
     Args:
@@ -173,7 +176,9 @@ def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     return float(max(center - half, 0.0)), float(min(center + half, 1.0))
 
 
-def ring_accuracy(cases: pd.DataFrame, square: tuple[int, int, int], outside: int = 5, **options: int | float) -> pd.DataFrame:
+def ring_accuracy(
+    cases: pd.DataFrame, square: tuple[int, int, int], outside: int = 5, **options: int | float
+) -> pd.DataFrame:
     """Accuracy by ring from a square's border inwards.
 
     Args:

@@ -70,7 +70,6 @@ def verdicts(
         `c_vs_untrained`, each with `_low`, `_high`, `_n`; likewise `output_enrichment`,
         `output_vs_untrained`.
     """
-    import pandas as pd
 
     by = list(KEYS)
     options: dict[str, Any] = {"n_boot": n_boot, "level": level}

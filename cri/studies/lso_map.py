@@ -101,8 +101,12 @@ def run(config: LsoMapConfig) -> Path:
     write_text(folder / "runs.csv", pd.DataFrame(per_run)[_RUN_COLUMNS].to_csv(index=False))
     write_text(folder / "cases.csv", case_table(cases).to_csv(index=False))
     write_text(folder / "rings.csv", ring_table(cases, config.half_side, configs).to_csv(index=False))
-    write_json(folder / "config.json", dataclasses.asdict(config) | {"runs": str(config.runs)}
-               | {"record": str(config.record), "figures": str(config.figures)})
+    write_json(
+        folder / "config.json",
+        dataclasses.asdict(config)
+        | {"runs": str(config.runs)}
+        | {"record": str(config.record), "figures": str(config.figures)},
+    )
     write_json(folder / "provenance.json", provenance())
     print(pd.DataFrame(per_run)[_RUN_COLUMNS].drop(columns="run").to_string(index=False))
     for figure in draw(folder, config.figures):

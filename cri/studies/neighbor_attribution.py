@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cri.cli import key_values, run_command
-from cri.config import RunConfig, TrainConfig
+from cri.cli import run_command
+from cri.config import RunConfig
 from cri.errors import out_of_range, unknown_name
+from cri.recipes import recipe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,31 +33,32 @@ class NeighborAttribution:
     """Runs to compare, and how."""
 
     task: str = "addition"
-    task_params: tuple[str, ...] = ()
-    """KEY=VALUE ..., for example size=30; the paper's values where not given."""
     format: str = "direct"
     tokenizer: str = "number"
     model: str = "nano"
-    half_side: int = 10
-    """Half side of the held-out square at the task's centre."""
     seeds: tuple[int, ...] = (0,)
     """One square-split and one random-split run each."""
-    steps: int = 4000
-    batch_size: int = 256
-    lr: float = 3e-3
+    size: int = 0
+    """Grid size; 0 is the paper's."""
+    half_side: int = 10
+    """Half side of the held-out square at the task's centre."""
+    steps: int = 0
+    """Training steps; 0 is the recipe's."""
     k: int = 10
     """Neighbours that count as nearest."""
     metrics: tuple[str, ...] = ("cosine", "euclidean")
-    """Of cosine, euclidean, whitened_cosine. The verdict's primary rows need cosine."""
+    """Of cosine, euclidean, whitened_cosine. The verdict needs cosine."""
     n_boot: int = 2000
     """Bootstrap samples."""
+    name: str = "cpu"
+    """Names the folder of tables and the figures."""
     runs: Path = Path("runs")
-    """Folder of runs."""
-    out: Path = Path("studies/neighbor_attribution/cpu")
-    """Folder of the tables."""
+    """Folder of trained runs."""
+    record: Path = Path("studies/neighbor_attribution")
+    """Folder of recorded tables."""
     figures: Path = Path("figures")
     jobs: int = 0
-    """Runs trained at a time; 0 for one a core."""
+    """Runs trained at once on CPU; 0 is one a core."""
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -69,39 +71,45 @@ class NeighborAttribution:
         for metric in self.metrics:
             if metric not in METRICS:
                 raise unknown_name("metrics", metric, METRICS)
+        if "cosine" not in self.metrics:
+            raise out_of_range("metrics", self.metrics, "a list with cosine, on which the verdict rests")
 
     def run_config(self, split: str, seed: int) -> RunConfig:
-        """The run of one split and seed."""
-        train = TrainConfig(steps=self.steps, batch_size=self.batch_size, lr=self.lr, seed=seed)
-        return RunConfig(
-            task=self.task, task_params=key_values("task_params", self.task_params), format=self.format, split=split,
-            split_params={"half_side": self.half_side} if split == "square" else {}, tokenizer=self.tokenizer,
-            model=self.model, train=train,
-        )  # fmt: skip
+        """The run of one split and seed, by the task's recipe."""
+        config = recipe(self.task, self.format, tokenizer=self.tokenizer, model=self.model, split=split, seed=seed)
+        if self.size:
+            config = config.replace(task_params={"size": self.size})
+        if split == "square" and self.half_side != 10:
+            config = config.replace(split_params={"half_side": self.half_side})
+        return config.replace(steps=self.steps) if self.steps else config
 
 
-_RECORDS = Path("studies") / NAME
 PRESETS = {
-    "cpu": NeighborAttribution(out=_RECORDS / "cpu"),
-    "test": NeighborAttribution(
-        task_params=("size=24",), half_side=4, steps=150, batch_size=64, k=5, n_boot=200, out=_RECORDS / "test"
-    ),
-    "full": NeighborAttribution(model="mini", seeds=(0, 1, 2), steps=6000, lr=1e-3, out=_RECORDS / "full"),
+    "cpu": NeighborAttribution(),
+    "test": NeighborAttribution(size=24, half_side=4, steps=150, k=5, n_boot=200, name="test"),
+    "full": NeighborAttribution(model="mini", seeds=(0, 1, 2), name="full"),
 }
 
 
 def _identity(config: NeighborAttribution, runs: list[Path]) -> dict[str, Any]:
-    """What the tables depend on: options, runs and code; not where things lie or how many cores work."""
-    from cri.runs import file_sha256, read_json
+    """What the tables depend on: options, weights and code; not where things lie or how many cores work."""
+    from cri.runs import MARKER, file_sha256, read_json
 
-    options = {k: v for k, v in asdict(config).items() if k not in ("runs", "out", "figures", "jobs", "device")}
+    elsewhere = ("name", "runs", "record", "figures", "jobs", "device")
+    options = {k: v for k, v in asdict(config).items() if k not in elsewhere}
     package = Path(__file__).parents[1]
-    code = {str(f.relative_to(package)): file_sha256(f) for f in sorted(package.rglob("*.py")) if "plots" not in f.parts}
+    code = {
+        str(f.relative_to(package)): file_sha256(f) for f in sorted(package.rglob("*.py")) if "plots" not in f.parts
+    }
     return {
         "options": json.loads(json.dumps(options)),
-        "runs": {path.name: read_json(path / "manifest.json")["identity"] for path in runs},
+        "runs": {path.name: _weights(read_json(path / MARKER)["sha256"]) for path in runs},
         "code": hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()[:16],
     }
+
+
+def _weights(checksums: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in checksums.items() if name.endswith((".safetensors", ".csv"))}
 
 
 def _reusable(folder: Path, identity: dict[str, Any]) -> bool:
@@ -128,16 +136,17 @@ def run(config: NeighborAttribution) -> list[Path]:
     started = time.perf_counter()
     pairs = [[config.run_config(split, seed) for split in ("square", "random")] for seed in config.seeds]
     paths = train_runs([c for pair in pairs for c in pair], config.runs, jobs=config.jobs, device=config.device)
-    with locked(config.out):
+    folder = config.record / config.name
+    with locked(folder):
         identity = _identity(config, paths)
-        if not _reusable(config.out, identity):
+        if not _reusable(folder, identity):
             from cri.studies.neighbor_tables import compute
 
-            (config.out / MARKER).unlink(missing_ok=True)
+            (folder / MARKER).unlink(missing_ok=True)
             task = make_task(config.task, **pairs[0][0].task_params)
             tables = compute(list(zip(paths[::2], paths[1::2], strict=True)), config)
             for name, table in tables.items():
-                write_text(config.out / f"{name}.csv", table.to_csv(index=False, float_format="%.5g"))
+                write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.5g"))
             manifest = {
                 "identity": identity,
                 "square": [*task.center, config.half_side],
@@ -145,13 +154,13 @@ def run(config: NeighborAttribution) -> list[Path]:
                 "seconds": round(time.perf_counter() - started, 1),
                 **provenance(),
             }
-            write_json(config.out / MANIFEST, manifest)
-            mark_complete(config.out, [MANIFEST, *(f"{name}.csv" for name in tables)])
-    figures = draw(config.out, config.figures)
+            write_json(folder / MANIFEST, manifest)
+            mark_complete(folder, [MANIFEST, *(f"{name}.csv" for name in tables)])
+    figures = draw(folder, config.figures)
     for name, title in (("accuracy", "Accuracy"), ("overall", "Verdict (association, not causation)")):
-        print(f"\n{title}\n{pd.read_csv(config.out / f'{name}.csv').to_string(index=False)}")
-    print(f"\nEvidence\n{verdict_text(pd.read_csv(config.out / 'verdicts.csv'))}")
-    print("\nTables", config.out, "\nFigures", *figures, sep="\n  ")
+        print(f"\n{title}\n{pd.read_csv(folder / f'{name}.csv').to_string(index=False)}")
+    print(f"\nEvidence\n{verdict_text(pd.read_csv(folder / 'verdicts.csv'))}")
+    print("\nTables", folder, "\nFigures", *figures, sep="\n  ")
     return figures
 
 
@@ -163,7 +172,9 @@ def verdict_text(table: pd.DataFrame) -> str:
                         ("step_auc", "step"), ("output_enrichment", "same answer")):  # fmt: skip
         digits = 1 if name == "output_enrichment" else 2
         columns = (table[name], table[f"{name}_low"], table[f"{name}_high"])
-        shown[title] = [f"{x:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]" for x, low, high in zip(*columns, strict=True)]
+        shown[title] = [
+            f"{x:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]" for x, low, high in zip(*columns, strict=True)
+        ]
     return shown.assign(verdict=table["verdict"]).to_string(index=False)
 
 

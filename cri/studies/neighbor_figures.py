@@ -45,35 +45,40 @@ def _columns(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 def _maps(tables: dict[str, pd.DataFrame], squares: list[tuple[int, int, int]], axis_names: tuple[str, str]) -> Any:
     maps, examples = tables["maps"], tables["examples"]
     methods = list(dict.fromkeys(c.split("|")[1] for c in maps.columns if c.count("|") == 1))
-    fig, axes = plots.figure(len(examples), len(methods), (2.7, 2.4))
+    fig, axes = plots.figure(len(examples), len(methods), (2.7, 2.1))
     for i, case in enumerate(examples.to_dict("records")):
         for j, method in enumerate(methods):
             name = f"{case['place']}|{method}"
             ax = plots.score_map(
                 maps, name, axes[i, j], test_case=(case["row"], case["col"]), squares=squares,
-                axis_names=axis_names, top=f"{name}|top", label=METHODS[method],
+                axis_names=axis_names, top=f"{name}|top",
             )  # fmt: skip
             if i == 0:
                 ax.set_title(f"{METHODS[method]}{', last layer' if method == 'cosine' else ''}")
         outcome = "right" if str(case["prediction"]) == str(case["answer"]) else f"answer {case['answer']}"
-        axes[i, 0].set_ylabel(f"{case['place']} ({case['a']}, {case['b']})\npredicts {case['prediction']} ({outcome})\n\n{axis_names[0]}")
+        axes[i, 0].set_ylabel(
+            f"{case['place']} ({case['a']}, {case['b']})\npredicts {case['prediction']} ({outcome})\n\n{axis_names[0]}"
+        )
     return fig
 
 
 def _enrichment(table: pd.DataFrame) -> Any:
-    rows = (("square", "full", "square split"), ("random", "own", "random split"), ("untrained", "full", "untrained"))
+    # content baselines do not depend on training, so the untrained row, in the middle, has no such panel
+    rows = (("square", "full", "square split"), ("untrained", "full", "untrained"), ("random", "own", "random split"))
     widths = [max(len(p["site"].unique()), 2) for _, p in _columns(table[table["model"] == "square"])]
-    fig, axes = plots.figure(3, len(widths), (2.1, 1.9), sharey=True, sharex="col", width_ratios=widths)
+    fig, axes = plots.figure(3, len(widths), (2.1, 1.9), sharey=True, width_ratios=widths)
+    for ax in axes[:-1].flat:
+        ax.tick_params(labelbottom=False)
     for i, (model, which, title) in enumerate(rows):
         part = table[(table["model"] == model) & (table["set"] == which)]
         panels = _columns(part)
         for j, (name, panel) in enumerate(panels):
-            ax = plots.enrichment_curves(panel, axes[i, j], legend=False)
+            ax = plots.enrichment_curves(panel, axes[i, j], connect=name in METHODS.values(), legend=False)
             ax.set_ylabel("")
             if i == 0:
                 ax.set_title(name)
-        for j in range(len(panels), len(widths)):
-            axes[i, j].set_visible(False)
+        for ax in axes[i, len(panels) :]:
+            ax.set_visible(False)
         axes[i, 0].set_ylabel(f"{title} (n = {part['n'].max()})\nenrichment in top-k")
     handles, names = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, names, loc="outside lower center", ncols=4)
@@ -89,29 +94,34 @@ def _matched(table: pd.DataFrame) -> Any:
     for i, (contrast, which) in enumerate(rows):
         part = table[(table["contrast"] == contrast) & (table["set"] == which)]
         for j, (name, panel) in enumerate(_columns(part)):
-            ax = plots.matched_curves(panel, axes[i, j], legend=j == len(widths) - 1)
+            ax = plots.matched_curves(panel, axes[i, j], connect=name in METHODS.values(), legend=False)
             ax.set_ylabel("")
             if i == 0:
                 ax.set_title(name)
         cases = "all held-out" if which == "full" else "held out by both"
         axes[i, 0].set_ylabel(f"{names[contrast]}\n{cases}, n = {part['n'].max()}\nAUC, same output")
+    handles = {name: h for ax in axes[:2, 0] for h, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    fig.legend(handles.values(), handles, loc="outside lower center", ncols=3)
     return fig
 
 
 def _distance(table: pd.DataFrame, aucs: pd.DataFrame) -> Any:
     rows = (("square", "full", "square split"), ("random", "own", "random split"))
-    sites = table["site"].unique()
-    fig, axes = plots.figure(2, len(sites), (2.4, 1.9))
+    table, aucs = (t[t["method"] == "euclidean"] for t in (table, aucs))
+    spread = table.groupby("site", sort=False)["distance"].agg(lambda d: d.max() - d.min())
+    # before any attention the last prompt token is the same for all cases of a task
+    sites = spread.index[spread > 1e-6]
+    fig, axes = plots.figure(2, len(sites), (2.9, 2.0))
     for i, (model, which, title) in enumerate(rows):
         for j, site in enumerate(sites):
-            chosen = {"model": model, "set": which, "method": "euclidean", "site": site}
+            chosen = {"model": model, "set": which, "site": site}
             part, auc = (_select(t, chosen) for t in (table, aucs))
             ax = plots.distance_correctness(part, axes[i, j])
-            words = [f"{r.control}: {r.auc:.2f}" for r in auc.itertuples() if r.control != "none"]
-            plain = auc.loc[auc["control"] == "none", "auc"].iloc[0]
-            within = f" (within rings {auc.loc[auc['control'] == 'ring', 'auc'].iloc[0]:.2f})" if model == "square" and words else ""
-            ax.set_title(f"{short_site(site)}: AUC {plain:.2f}{within}")
-        axes[i, 0].set_ylabel(f"{title}\ntest cases")
+            value = auc.set_index("control")["auc"]
+            within = f", within rings {value['ring']:.2f}" if model == "square" else ""
+            ax.set_title(f"{short_site(site)}: AUC {value['none']:.2f}{within}")
+            ax.set_ylabel(f"{title}\ntest cases" if j == 0 else "")
+            ax.set_xlabel(ax.get_xlabel() if i == len(rows) - 1 else "")
     return fig
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +17,13 @@ from cri import statistics
 from cri.activations import collect, residual_sites
 from cri.attribution import baselines
 from cri.attribution.gradients import gradient_scores
-from cri.attribution.neighbors import similarity
+from cri.attribution.neighbors import nearest, similarity
 from cri.data import TokenTable
 from cri.errors import CriError
 from cri.models import to_bridge
 from cri.splits import depth
 from cri.tokenization import encode_texts
-from cri.train import Run
+from cri.train import Run, load_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 KEYS = ["model", "set", "method", "site"]
 PARAMETERS, CONTENT = "all parameters", "no model"
 """The sites of gradients and of content baselines."""
+STATUSES = ("right", "wrong", "truncated", "malformed")
 
 
 @dataclass
@@ -94,7 +97,7 @@ def scored(subject: Subject, metrics: Sequence[str]) -> Iterator[tuple[str, str,
         for metric in metrics:
             yield metric, str(site), similarity(vectors[: len(train)], vectors[len(train) :], metric)  # pyright: ignore[reportArgumentType]
     own = with_predictions(run, test)
-    gradients = gradient_scores(subject.model, run.tokens[train], own)
+    gradients = gradient_scores(subject.model, run.tokens[train], own, progress=sys.stderr.isatty())
     yield "grad_dot", PARAMETERS, gradients.dot
     yield "grad_cos", PARAMETERS, gradients.cos.astype(np.float32)
     if subject.name == "untrained":
@@ -119,7 +122,9 @@ class Comparison:
     block: np.ndarray
 
 
-def comparison(subject: Subject, name: str, train_ids: np.ndarray, test_ids: np.ndarray, n_near: int) -> Comparison:
+def comparison(
+    subject: Subject, name: str, train_ids: np.ndarray, test_ids: np.ndarray, n_near: int | None = None
+) -> Comparison:
     rows, columns = np.searchsorted(subject.train_ids, train_ids), np.searchsorted(subject.test_ids, test_ids)
     predictions = np.array(subject.predictions, dtype=object)[columns].tolist()
     groups = statistics.make_groups(subject.run.task, train_ids, test_ids, predictions, n_near=n_near)
@@ -151,7 +156,9 @@ def measure(
             keys = {"model": subject.name, "set": c.name, "method": method, "site": site, "run": seed}
             k = min(config.k, len(c.rows))
 
-            def stack(into: list[pd.DataFrame], table: pd.DataFrame, keys: dict[str, Any] = keys, c: Comparison = c) -> None:
+            def stack(
+                into: list[pd.DataFrame], table: pd.DataFrame, keys: dict[str, Any] = keys, c: Comparison = c
+            ) -> None:
                 block = np.repeat(c.block, len(table) // len(c.block))
                 into.append(table.assign(**keys, block=block))
 
@@ -193,7 +200,9 @@ def summarize(out: Collected, config: NeighborAttribution) -> dict[str, pd.DataF
             rim = statistics.stratified_auc(-part["ring"].to_numpy(), right, np.zeros(len(part)), run, block, **options)
             rows.append((*key, "ring alone", *rim, int(right.sum()), int((~right).sum())))
     aucs = pd.DataFrame(rows, columns=[*KEYS, "control", "auc", "low", "high", "n_right", "n_wrong"])
-    named = {name: table.assign(**names) for name, table in (("matched", matched), ("enrichment", enrichment))}
+    # content baselines ask no model, so there is nothing to decide about one
+    asked = {"matched": matched, "enrichment": enrichment}
+    named = {name: table[table["site"] != CONTENT].assign(**names) for name, table in asked.items()}
     return {
         "groups": pd.concat(out.groups),
         "enrichment": shares,
@@ -205,29 +214,28 @@ def summarize(out: Collected, config: NeighborAttribution) -> dict[str, pd.DataF
     }
 
 
-def example_cases(run: Run, config: NeighborAttribution) -> dict[str, int]:
-    """Ids of the test cases that are drawn: the square's centre, the middle of an edge, a corner."""
+def example_maps(
+    subject: Subject, scores: Mapping[str, np.ndarray], config: NeighborAttribution
+) -> dict[str, pd.DataFrame]:
+    """Scores of all training cases for three test cases, one column each, and who these are: the square's
+    centre, the middle of its upper edge, its upper left corner (those that were answered)."""
+    run, h = subject.run, config.half_side
     row, col = run.task.center
-    places = {"centre": (row, col), "edge": (row - config.half_side, col)}
-    places["corner"] = (row - config.half_side, col - config.half_side)
     coords = [tuple(c) for c in run.task.coords.tolist()]
-    return {name: coords.index(place) for name, place in places.items()}
-
-
-def example_maps(run: Run, scores: Mapping[str, np.ndarray], config: NeighborAttribution) -> dict[str, pd.DataFrame]:
-    """Scores of the whole training grid for the example cases, one column each, and who they are."""
-    predictions = run.predictions
-    maps = predictions[["id", "row", "col"]].copy()
-    for place, case in example_cases(run, config).items():
-        column = int(np.searchsorted(run.split.test_ids, case))
+    places = {"centre": (row, col), "edge": (row - h, col), "corner": (row - h, col - h)}
+    cases = {place: coords.index(cell) for place, cell in places.items()}
+    cases = {place: case for place, case in cases.items() if case in subject.test_ids}
+    maps = run.predictions[["id", "row", "col"]].copy()
+    for place, case in cases.items():
+        column = int(np.searchsorted(subject.test_ids, case))
         for method, matrix in scores.items():
-            values = np.full(len(maps), np.nan)
-            values[run.split.train_ids] = matrix[:, column]
-            best = np.zeros(len(maps), dtype=int)
-            best[run.split.train_ids[np.argsort(-matrix[:, column], kind="stable")[: config.k]]] = 1
+            values, best = np.full(len(maps), np.nan), np.zeros(len(maps), dtype=int)
+            values[subject.train_ids] = matrix[:, column]
+            best[subject.train_ids[np.argsort(-matrix[:, column], kind="stable")[: config.k]]] = 1
             maps[f"{place}|{method}"], maps[f"{place}|{method}|top"] = values, best
-    examples = predictions.loc[list(example_cases(run, config).values()), ["id", "row", "col", "a", "b", "answer", "prediction"]]
-    return {"maps": maps, "examples": examples.assign(place=list(example_cases(run, config)))}
+    columns = ["id", "row", "col", "a", "b", "answer", "prediction"]
+    examples = run.predictions.loc[list(cases.values()), columns].assign(place=list(cases))
+    return {"maps": maps, "examples": examples}
 
 
 def embedding(run: Run, name: str, square_test: np.ndarray, seed: int) -> pd.DataFrame:
@@ -239,7 +247,14 @@ def embedding(run: Run, name: str, square_test: np.ndarray, seed: int) -> pd.Dat
 
     site = residual_sites(run.bridge)[-1]
     vectors = collect(run.bridge, run.tokens, [site])[site]
-    xy = umap.UMAP(n_neighbors=min(15, len(vectors) - 1), n_epochs=200, random_state=seed, n_jobs=1).fit_transform(vectors)
+    # exact neighbours, and without the seconds that umap's own search takes to compile
+    ids, scores = nearest(vectors, vectors, min(15, len(vectors)), "euclidean")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="precomputed_knn")  # only says that new cases cannot be added
+        reducer = umap.UMAP(
+            n_neighbors=ids.shape[1], n_epochs=200, random_state=seed, n_jobs=1, precomputed_knn=(ids, -scores)
+        )
+        xy = np.asarray(reducer.fit_transform(vectors))
     mark = np.full(len(vectors), "", dtype=object)
     shown = square_test[~run.split.train[square_test]]
     mark[shown] = np.where(run.predictions["correct"].to_numpy(dtype=bool)[shown], "right", "wrong")
@@ -247,62 +262,71 @@ def embedding(run: Run, name: str, square_test: np.ndarray, seed: int) -> pd.Dat
     return table.assign(model=name, site=str(site))
 
 
+def subjects(square: Run, random: Run) -> Iterator[tuple[Subject, list[Comparison]]]:
+    """The square-split, the random-split and the untrained model, each with its comparisons.
+
+    `full`: all training cases and held-out cases of the square split (square, untrained). `common`: those it
+    shares with the random split (square, random), so that both models are asked about the same cases with the
+    same neighbourhoods. `own`: training cases of the random split and as many of its held-out cases as a
+    square has (random).
+    """
+    train, tests = square.split.train_ids, answered(square, square.split.test_ids)
+    random_tests = answered(random, random.split.test_ids)
+    common_train = np.flatnonzero(square.split.train & random.split.train)
+    common = np.intersect1d(tests, random_tests)
+    if len(common) == 0:
+        raise CriError("split: no case of the square is held out by the random split and answered by both models")
+    subject = Subject("square", square, square.model, train, tests)
+    matched = comparison(subject, "common", common_train, common)
+    yield subject, [comparison(subject, "full", train, tests), matched]
+
+    sample = np.random.default_rng(square.config.seed).permutation(random_tests)[: len(square.split.test_ids)]
+    own, random_train = np.sort(sample), random.split.train_ids
+    subject = Subject("random", random, random.model, random_train, np.union1d(common, own))
+    again = comparison(subject, "common", common_train, common, matched.groups.n_near)
+    yield subject, [again, comparison(subject, "own", random_train, own)]
+
+    subject = Subject("untrained", square, square.untrained(), train, tests)
+    yield subject, [comparison(subject, "full", train, tests)]
+
+
+def accuracies(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Accuracy and how the answers ended, on training and held-out cases of each run."""
+    rows = []
+    for name, run in runs.items():
+        for part, mask in (("train", run.split.train), ("test", run.split.test)):
+            table = run.predictions[mask]
+            ends = {status: int((table["status"] == status).sum()) for status in STATUSES}
+            rows.append({"model": name, "run": run.config.seed, "part": part, "n": len(table),
+                         "accuracy": table["correct"].mean(), **ends})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def compute(paths: Sequence[tuple[Path, Path]], config: NeighborAttribution) -> dict[str, pd.DataFrame]:
-    """All tables, from (square run, random run) folders, one pair a seed."""
-    from cri.train import load_run
+    """All tables, from (square run, random run) folders, one pair a seed; maps and UMAP are of the first."""
+    out = Collected()
+    tables: dict[str, pd.DataFrame] = {}
+    accuracy, last = [], ""
+    for square, random in (map(load_run, pair) for pair in paths):
+        runs = {"square": square, "random": random}
+        accuracy.append(accuracies(runs))
+        last = str(residual_sites(square.bridge)[-1])
+        for subject, parts in subjects(square, random):
+            kept: dict[str, np.ndarray] = {}
 
-    out, extra, accuracy, embeddings = Collected(), {}, [], []
-    for index, (square_path, random_path) in enumerate(paths):
-        square, random = load_run(square_path), load_run(random_path)
-        first = index == 0
-        tests, train = answered(square, square.split.test_ids), square.split.train_ids
-        common_train = np.flatnonzero(square.split.train & random.split.train)
-        common = np.intersect1d(tests, answered(random, random.split.test_ids))
-        own = answered(random, random.split.test_ids)
-        own = np.sort(np.random.default_rng(square.config.seed).permutation(own)[: len(square.split.test_ids)])
-        if len(common) == 0:
-            raise CriError("split: no case of the square is held out by the random split and answered by both models")
-        labels = statistics.labels(square.task.answers)
-        n_near, n_common, n_own = (
-            statistics.matched_size(labels[ids], statistics.labels(run.predictions["prediction"].to_numpy()[cases]))
-            for ids, run, cases in (
-                (train, square, tests), (common_train, square, common), (random.split.train_ids, random, own)
-            )
-        )  # fmt: skip
-        kept: dict[str, np.ndarray] = {}
-        last_site = str(residual_sites(square.bridge)[-1])
+            def keep(
+                method: str, site: str, scores: np.ndarray, kept: dict[str, np.ndarray] = kept, last: str = last
+            ) -> None:
+                if (method == "cosine" and site == last) or site == PARAMETERS:
+                    kept[method] = scores
 
-        def keep(method: str, site: str, scores: np.ndarray, kept: dict[str, np.ndarray] = kept, last: str = last_site) -> None:
-            if (method == "cosine" and site == last) or method.startswith("grad_"):
-                kept[method] = scores
-
-        subject = Subject("square", square, square.model, train, tests)
-        parts = [comparison(subject, "full", train, tests, n_near)]
-        parts.append(comparison(subject, "common", common_train, common, n_common))
-        measure(subject, parts, config, out, keep if first else None)
-
-        subject = Subject("random", random, random.model, random.split.train_ids, np.union1d(common, own))
-        parts = [comparison(subject, "common", common_train, common, n_common)]
-        parts.append(comparison(subject, "own", random.split.train_ids, own, n_own))
-        measure(subject, parts, config, out)
-
-        subject = Subject("untrained", square, square.untrained(), train, tests)
-        measure(subject, [comparison(subject, "full", train, tests, n_near)], config, out)
-
-        if first:
-            extra = example_maps(square, kept, config)
-            for name, run in (("square", square), ("random", random)):
-                embeddings.append(embedding(run, name, square.split.test_ids, config.seeds[0]))
-        for name, run in (("square", square), ("random", random)):
-            for part_name, mask in (("train", run.split.train), ("test", run.split.test)):
-                chosen = run.predictions[mask]
-                counts = chosen["status"].value_counts().to_dict()
-                accuracy.append({"model": name, "run": run.config.seed, "part": part_name, "n": len(chosen),
-                                 "accuracy": chosen["correct"].mean(), **{s: counts.get(s, 0) for s in STATUSES}})  # fmt: skip
-    tables = summarize(out, config)
-    primary = (("cosine", last_site), ("grad_cos", PARAMETERS))
-    tables["overall"] = statistics.overall(tables["verdicts"], primary)
-    return {**tables, **extra, "accuracy": pd.DataFrame(accuracy), "embedding": pd.concat(embeddings)}
-
-
-STATUSES = ("right", "wrong", "truncated", "malformed")
+            wanted = subject.name == "square" and not tables
+            measure(subject, parts, config, out, keep if wanted else None)
+            if wanted:
+                tables = example_maps(subject, kept, config)
+                views = [embedding(run, name, square.split.test_ids, config.seeds[0]) for name, run in runs.items()]
+                tables["embedding"] = pd.concat(views)
+    tables |= summarize(out, config)
+    tables["overall"] = statistics.overall(tables["verdicts"], (("cosine", last), ("grad_cos", PARAMETERS)))
+    tables["accuracy"] = pd.concat(accuracy)
+    return tables

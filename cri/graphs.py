@@ -1,0 +1,124 @@
+"""Forward passes as graphs of plain operations, whole training steps as CUDA graphs.
+
+A step captured as a CUDA graph is one launch, with no host work in between. A forward pass traced to plain
+operations has none of transformers' Python left in it, and compiles whatever the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@contextlib.contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Float32 matrix products in tf32 within the block if `precision` is `tf32`, in full otherwise."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def bucket(width: int, longest: int) -> int:
+    """The width that batches of up to `width` tokens are padded to, so that few widths occur: eight in each octave,
+    at least 16 apart."""
+    apart = max(16, 2 ** math.floor(math.log2(max(1, width))) // 8)
+    return min(longest, math.ceil(width / apart) * apart)
+
+
+class Traced:
+    """`function` of tensors (and containers of them), traced once for each set of shapes.
+
+    With `compiled`, each trace goes through torch.compile; where that fails, a warning says so and the trace is
+    run as it is. `context` is entered around tracing (autocast, for example: its casts become part of the trace).
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        context: Callable[[], contextlib.AbstractContextManager[Any]],
+        compiled: bool,
+    ) -> None:
+        self.function = function
+        self.context = context
+        self.compiled = compiled
+        self._traces: dict[Hashable, Callable[..., Tensor]] = {}
+
+    def __call__(self, *args: Any) -> Tensor:
+        key = tuple(tuple(a.shape) for a in args if isinstance(a, Tensor))
+        if key not in self._traces:
+            self._traces[key] = self._trace(*args)
+        try:
+            return self._traces[key](*args)
+        except Exception as error:
+            if not self.compiled or isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            warnings.warn(f"torch.compile failed, going on without: {reason}", stacklevel=2)
+            self.compiled = False
+            self._traces.clear()
+            return self(*args)
+
+    def _trace(self, *args: Any) -> Callable[..., Tensor]:
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        with torch.no_grad(), self.context(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet")
+            graph = make_fx(self.function)(*args)
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        return torch.compile(graph, dynamic=False) if self.compiled else graph
+
+
+class GraphedStep:
+    """Calls `step(key)`; on CUDA each key is captured as a graph after a few ordinary calls, then replayed.
+
+    `step` must read and write the same tensors every time, allocate nothing that outlives it, and never
+    wait for the device. The ordinary calls are steps like any other (nothing is run twice), so that a graph
+    changes no result. Where capture fails, a warning says so and the steps go on without.
+    """
+
+    def __init__(self, step: Callable[[Hashable], None], device: torch.device, warmup: int = 3) -> None:
+        self.step = step
+        self.warmup = warmup
+        self.enabled = device.type == "cuda"
+        self.graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self.calls: dict[Hashable, int] = {}
+        self._pool = torch.cuda.graph_pool_handle() if self.enabled else None
+        self._stream = torch.cuda.Stream(device) if self.enabled else None
+
+    def __call__(self, key: Hashable) -> None:
+        if not self.enabled:
+            self.step(key)
+            return
+        if key in self.graphs:
+            self.graphs[key].replay()
+            return
+        if self.calls.get(key, 0) < self.warmup:
+            self.calls[key] = self.calls.get(key, 0) + 1
+            assert self._stream is not None
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):  # capture needs steps to have run off the default stream
+                self.step(key)
+            torch.cuda.current_stream().wait_stream(self._stream)
+            return
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+                self.step(key)
+        except RuntimeError as error:
+            warnings.warn(f"CUDA graph not captured, steps run one kernel at a time: {error}", stacklevel=2)
+            self.enabled = False
+            torch.cuda.synchronize()
+            self.step(key)
+            return
+        self.graphs[key] = graph
+        graph.replay()

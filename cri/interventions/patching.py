@@ -1,0 +1,278 @@
+"""Interchange interventions: a source case's activation written into a base case, over layers x positions.
+
+Sites are those that write to the residual stream. A patch at position p changes nothing before p, so the
+base's keys and values are reused there, and only positions from p on are computed again, from the layer
+above the patch on, for all sites at once. Activations, MLPs and the head come from the TransformerLens
+bridge; the layers above a patch are the Hugging Face model's own, with its KV cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cri.activations import Site, check_sites
+from cri.attention import unmasked
+from cri.errors import CriError, out_of_range, unknown_name
+from cri.interventions.pairs import Pairs, read_accounts
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedModel
+
+COMPONENTS = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+Vectors = Literal["source", "random"]
+
+
+def patch_sites(n_layers: int) -> list[str]:
+    """The embedding's output, then every layer's attention output, MLP output and residual stream."""
+    layers = [f"blocks.{i}.hook_{c}" for i in range(n_layers) for c in COMPONENTS[1:]]
+    return ["blocks.0.hook_resid_pre", *layers]
+
+
+@dataclass(frozen=True, eq=False)
+class PatchMap:
+    """Patched runs over sites x positions.
+
+    Attributes:
+        sites: hook names, in the order of the first axis.
+        positions: token positions, in the order of the second axis.
+        values: from `read_accounts`, each [site, pos, pair].
+        unpatched: the same without a patch, each [pair].
+        pairs: what was patched.
+    """
+
+    sites: list[str]
+    positions: list[int]
+    values: dict[str, Float[np.ndarray, "site pos pair"]]
+    unpatched: dict[str, Float[np.ndarray, " pair"]]
+    pairs: Pairs
+
+    def effect(self, name: str) -> Float[np.ndarray, "site pos pair"]:
+        """Change of `toward_rule` or `toward_source` against the unpatched run."""
+        return self.values[name] - self.unpatched[name]
+
+    def table(self) -> pd.DataFrame:
+        """One row a site and position: `site, layer, component, position, token`, `rule`, `base`, `source`
+        (fractions of pairs whose output each account predicts; `rule` is the interchange intervention
+        accuracy), `effect_rule`, `effect_source` (mean changes in logit difference), `n`."""
+        import pandas as pd
+
+        means = {name: self.values[name].mean(-1) for name in ("rule", "base", "source")}
+        means |= {f"effect_{name}": self.effect(f"toward_{name}").mean(-1) for name in ("rule", "source")}
+        rows = [
+            {
+                "site": site, "layer": int(site.split(".")[1]), "component": site.rpartition("hook_")[2],
+                "position": position, "token": self.pairs.labels[position],
+                **{name: float(value[i, j]) for name, value in means.items()}, "n": len(self.pairs),
+            }
+            for i, site in enumerate(self.sites)
+            for j, position in enumerate(self.positions)
+        ]  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def cross_fitted(self, component: str | None = None) -> Float[np.ndarray, " pair"]:
+        """Whether the rule's prediction comes true at the best cell, chosen on the other half of the pairs.
+
+        Without this the best of many cells would be judged on the pairs that picked it. `component`
+        restricts the cells to one kind of site.
+        """
+        keep = [i for i, s in enumerate(self.sites) if component is None or s.endswith(f"hook_{component}")]
+        hits = self.values["rule"][keep].reshape(-1, len(self.pairs))
+        half = np.arange(len(self.pairs)) % 2 == 0
+        out = np.zeros(len(self.pairs))
+        for fit in (half, ~half):
+            if fit.any() and (~fit).any():
+                out[~fit] = hits[hits[:, fit].mean(-1).argmax()][~fit]
+        return out
+
+
+def patch_map(
+    model: PreTrainedModel,
+    bridge: TransformerBridge,
+    pairs: Pairs,
+    *,
+    sites: Sequence[str] | None = None,
+    positions: Sequence[int] | None = None,
+    vectors: Vectors = "source",
+    basis: Float[Tensor, "d k"] | None = None,
+    seed: int = 0,
+    batch_size: int = 128,
+) -> PatchMap:
+    """Patches every site at every position of every pair and reads the outputs.
+
+    At position p of a site with activations h, the base's is replaced by
+    h_base + P (h_source - h_base), P being the identity, or the projection on the columns of `basis`.
+
+    Args:
+        model, bridge: the same weights; `bridge` reads, `model` runs on (GPT-2 or Llama blocks).
+        sites: some of `patch_sites`; all by default.
+        positions: token positions up to `pairs.read`; all by default.
+        vectors: `random` replaces each difference by a random direction of equal norm (a control).
+        basis: orthonormal columns.
+        batch_size: pairs at a time (memory).
+
+    Raises `UnknownNameError` for a site that is not one of `patch_sites`, `CriError` for a position beyond
+    `pairs.read` and for models with other blocks.
+    """
+    valid = patch_sites(bridge.cfg.n_layers)
+    chosen = list(sites) if sites is not None else valid
+    for site in chosen:
+        if site not in valid:
+            raise unknown_name("site", site, valid)
+    check_sites(bridge, [Site(site) for site in chosen])
+    where = list(range(pairs.read + 1)) if positions is None else list(positions)
+    for position in where:
+        if not 0 <= position <= pairs.read:
+            raise out_of_range("position", position, f"in 0..{pairs.read}")
+    generator = torch.Generator().manual_seed(seed)
+    parts, unpatched = [], []
+    for start in range(0, len(pairs), batch_size):
+        part = pairs[slice(start, start + batch_size)]
+        with torch.no_grad(), unmasked(model, "products"):
+            engine = _Engine(model, bridge, part, chosen, vectors, basis, generator)
+            unpatched.append(read_accounts(engine.base_logits(), part))
+            logits = torch.stack([engine.patched(p) for p in where], dim=1)
+            parts.append(read_accounts(logits, part))
+    return PatchMap(chosen, where, _joined(parts), _joined(unpatched), pairs)
+
+
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:
+    return {name: torch.cat([p[name] for p in parts], dim=-1).float().cpu().numpy() for name in parts[0]}
+
+
+class _Engine:
+    """Everything about one batch of pairs that all patches share."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        bridge: TransformerBridge,
+        pairs: Pairs,
+        sites: list[str],
+        vectors: str,
+        basis: Tensor | None,
+        generator: torch.Generator,
+    ) -> None:
+        from transformers import DynamicCache
+
+        body: Any = model.base_model
+        self.layers = getattr(body, "h", None) or getattr(body, "layers", None)
+        if self.layers is None or "blocks.0.hook_resid_mid" not in bridge.hook_dict:
+            raise CriError(f"model: {model.config.model_type} blocks cannot be patched; use GPT-2 or Llama ones")
+        self.body, self.bridge, self.config, self.sites = body, bridge, model.config, sites
+        self.device = next(model.parameters()).device
+        ids = pairs.base_ids.to(self.device)
+        self.read, self.window = pairs.read, pairs.rule.shape[1]
+        n_layers = bridge.cfg.n_layers
+        self.pre = [f"blocks.{i}.hook_resid_pre" for i in range(n_layers)]
+        self.mid = [f"blocks.{i}.hook_resid_mid" for i in range(n_layers)]
+        self.post = f"blocks.{n_layers - 1}.hook_resid_post"
+        names = {*sites, *self.pre, *self.mid, self.post}
+        base = bridge.run_with_cache(ids, names_filter=sorted(names))[1]
+        source = bridge.run_with_cache(pairs.source_ids.to(self.device), names_filter=sorted(set(sites)))[1]
+        # the last residual is needed for positions without a patch, every other one to run on from
+        self.base = {name: base[name] for name in names}
+        self.patch = {}
+        for site in sites:
+            delta = source[site] - base[site]
+            if vectors == "random":
+                noise = torch.randn(delta.shape, generator=generator).to(delta)
+                delta = noise * delta.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
+            if basis is not None:
+                delta = delta @ basis.to(delta) @ basis.to(delta).T
+            self.patch[site] = base[site] + delta
+        self.cache = DynamicCache(config=self.config)
+        model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+
+    def base_logits(self) -> Float[Tensor, "pair window vocab"]:
+        return self._head(self.base[self.post][:, self.read : self.read + self.window])
+
+    def _head(self, resid: Tensor) -> Tensor:
+        return self.bridge.unembed(self.bridge.ln_final(resid))
+
+    def _after(self, site: str, p: int) -> tuple[int, Float[Tensor, "pair d"]]:
+        """The layer that a patch is felt from, and the residual stream entering it at position p."""
+        layer, component = int(site.split(".")[1]), site.rpartition("hook_")[2]
+        value = self.patch[site][:, p]
+        if component == "resid_pre":
+            return layer, value
+        if component == "resid_post":
+            return layer + 1, value
+        if component == "mlp_out":
+            return layer + 1, self.base[self.mid[layer]][:, p] + value
+        mid = (self.base[self.pre[layer]][:, p] + value)[:, None]
+        block = self.bridge.blocks[layer]
+        return layer + 1, (mid + block.mlp(block.ln2(mid)))[:, 0]
+
+    def patched(self, p: int) -> Float[Tensor, "site pair window vocab"]:
+        """Logits over the window with each site patched at position p."""
+        from transformers import DynamicCache
+
+        entering: dict[int, list[tuple[int, Tensor]]] = {}
+        for i, site in enumerate(self.sites):
+            layer, value = self._after(site, p)
+            entering.setdefault(layer, []).append((i, value))
+        order: list[int] = []
+        resid: Tensor | None = None
+        n_layers = len(self.layers)
+        for layer in range(n_layers + 1):
+            plain = self.base[self.pre[layer] if layer < n_layers else self.post][:, p:]
+            new = []
+            for i, value in entering.get(layer, []):
+                order.append(i)
+                new.append(torch.cat([value[:, None], plain[:, 1:]], dim=1))
+            if new:
+                resid = torch.cat([*([] if resid is None else [resid]), *new])
+            if resid is None or layer == n_layers:
+                continue
+            past = DynamicCache(config=self.config)
+            if p:
+                repeats = len(resid) // len(plain)
+                kept = self.cache.layers[layer]
+                past.update(*(t[:, :, :p].repeat(repeats, 1, 1, 1) for t in (kept.keys, kept.values)), layer)
+            resid = self._layer(layer, resid, p, past)
+        assert resid is not None
+        first = self.read - p
+        logits = self._head(resid[:, first : first + self.window])
+        logits = logits.view(len(order), -1, *logits.shape[1:])
+        return logits[torch.tensor(order).argsort()]
+
+    def _layer(self, layer: int, resid: Tensor, p: int, past: Any) -> Tensor:
+        options: dict[str, Any] = {}
+        if hasattr(self.body, "rotary_emb"):
+            position = torch.arange(p, p + resid.shape[1], device=resid.device)[None]
+            options = {"position_ids": position, "position_embeddings": self.body.rotary_emb(resid, position)}
+        out = self.layers[layer](resid, past_key_values=past, use_cache=True, attention_mask=None, **options)
+        return out[0] if isinstance(out, tuple) else out
+
+
+def patched_logits(
+    bridge: TransformerBridge,
+    base_ids: Int[Tensor, "pair pos"],
+    source_ids: Int[Tensor, "pair pos"],
+    site: Site,
+) -> Float[Tensor, "pair pos vocab"]:
+    """Logits with one site of the source written into the base by a hook: any hook name, one position.
+
+    The slow and obvious way, for single questions and for checking `patch_map`.
+    """
+    check_sites(bridge, [site])
+    position = int(site.position)
+    with torch.no_grad():
+        _, cache = bridge.run_with_cache(source_ids, names_filter=[site.hook])
+        vector = cache[site.hook][:, position]
+
+        def write(tensor: Tensor, hook: Any) -> Tensor:
+            tensor = tensor.clone()
+            tensor[:, position] = vector
+            return tensor
+
+        return bridge.run_with_hooks(base_ids, fwd_hooks=[(site.hook, write)])

@@ -1,0 +1,135 @@
+"""Plots draw what the table says, on the axes they are given, and leave matplotlib as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+
+from cri import plots
+from cri.errors import CriError
+from cri.statistics import GROUPS
+
+N = 12
+ROWS, COLS = (x.ravel() for x in np.mgrid[:N, :N])
+
+
+def cases(**columns: Any) -> pd.DataFrame:
+    return pd.DataFrame({"row": ROWS, "col": COLS, **columns})
+
+
+RINGS = pd.DataFrame(
+    {"task": "addition", "format": "direct", "split": ["square"] * 4 + ["random"] * 4, "ring": [-1, 0, 1, 2] * 2,
+     "accuracy": [1, 0.9, 0.5, 0.1] * 2, "low": 0.05, "high": 1.0, "wilson_low": 0.02, "wilson_high": 1.0, "n": 40,
+     "n_runs": 3}
+)  # fmt: skip
+RATIOS = dict(zip(GROUPS, (8.0, 4.0, 1.0, 0.0, 0.9), strict=True))
+ENRICHMENT = pd.DataFrame(
+    [
+        {"site": site, "group": group, "estimate": e, "low": 0.5 * e, "high": 2 * e}
+        for site in ("embed", "L0")
+        for group, e in RATIOS.items()
+    ]
+)
+MATCHED = pd.DataFrame(
+    [
+        {"site": s, "model": m, "estimate": 0.6, "low": 0.5, "high": 0.7}
+        for s in ("L0", "L1")
+        for m in ("square", "random")
+    ]
+)
+DISTANCE = pd.DataFrame({"distance": np.linspace(1, 2, 30), "correct": np.arange(30) < 12})
+EMBEDDING = pd.DataFrame(
+    {"x": np.arange(9.0), "y": np.arange(9.0), "value": np.arange(9), "mark": ["right", "wrong", *[np.nan] * 7]}
+)
+PLOTS: dict[str, Callable[..., Any]] = {
+    "accuracy_map": lambda ax=None: plots.accuracy_map(cases(correct=ROWS > 5), ax, squares=[(6, 6, 2)]),
+    "score_map": lambda ax=None: plots.score_map(
+        cases(s=np.where(ROWS == 3, np.nan, COLS), top=ROWS == 1), "s", ax, test_case=(6, 6), top="top"
+    ),
+    "embedding_map": lambda ax=None: plots.embedding_map(EMBEDDING, ax),
+    "ring_accuracy": lambda ax=None: plots.ring_accuracy(RINGS, ax),
+    "enrichment_curves": lambda ax=None: plots.enrichment_curves(ENRICHMENT, ax),
+    "matched_curves": lambda ax=None: plots.matched_curves(MATCHED, ax),
+    "distance_correctness": lambda ax=None: plots.distance_correctness(DISTANCE, ax),
+}
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_draws_on_the_given_axes_and_changes_no_global_state(name: str) -> None:
+    before = dict(matplotlib.rcParams)
+    with plots.style():
+        fig, axes = plots.figure()
+        assert PLOTS[name](axes[0, 0]) is axes[0, 0]
+        fig.canvas.draw()
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_makes_axes_when_given_none() -> None:
+    import matplotlib.pyplot as plt
+
+    ax = PLOTS["matched_curves"]()
+    assert ax.figure.number in plt.get_fignums()
+    plt.close(ax.figure)
+
+
+def test_map_lays_rows_down_and_columns_right_with_the_square_framed() -> None:
+    _, axes = plots.figure()
+    ax = plots.accuracy_map(cases(correct=(ROWS == 2) & (COLS == 7)), axes[0, 0], squares=[(6, 5, 2)])
+    image = np.asarray(ax.images[0].get_array())
+    assert image[2, 7] == 1
+    assert image.sum() == 1
+    low, high = ax.get_ylim()
+    assert low > high  # row 0 on top
+    frame = ax.patches[0]
+    # cells 4..8 by 3..7, whole
+    assert (frame.get_x(), frame.get_y(), frame.get_width(), frame.get_height()) == (2.5, 3.5, 5, 5)  # pyright: ignore
+    assert (ax.get_ylabel(), ax.get_xlabel()) == ("a", "b")
+
+
+def test_grid_without_some_cases_is_grey_there() -> None:
+    _, axes = plots.figure()
+    ax = plots.grid_map(cases(v=1.0).iloc[5:], "v", axes[0, 0])
+    assert np.ma.getmaskarray(np.ma.masked_invalid(ax.images[0].get_array()))[0, :5].all()
+
+
+def test_rings_show_runs_and_n() -> None:
+    _, axes = plots.figure()
+    ax = plots.ring_accuracy(RINGS, axes[0, 0])
+    names = [t.get_text() for t in ax.get_legend().get_texts()]  # pyright: ignore[reportOptionalMemberAccess]
+    assert names[0] == "addition, direct, square (3 runs, n = 160)"
+
+
+def test_groups_absent_from_every_top_k_are_drawn_at_the_floor() -> None:
+    _, axes = plots.figure()
+    ax = plots.enrichment_curves(ENRICHMENT, axes[0, 0])
+    floor = [c.get_offsets() for c in ax.collections if len(c.get_offsets()) == 2]
+    assert any(np.asarray(points)[:, 1].tolist() == [0.0625, 0.0625] for points in floor)
+
+
+def test_colours_are_distinct() -> None:
+    for palette in (plots.TASK_COLORS, plots.GROUP_COLORS, plots.MODEL_COLORS, plots.FORMAT_MARKERS):
+        assert len(set(palette.values())) == len(palette)
+    assert set(plots.GROUP_COLORS) == set(GROUPS)
+
+
+def test_missing_columns_are_named() -> None:
+    with pytest.raises(CriError, match="lacks the columns row, col"):
+        plots.accuracy_map(pd.DataFrame({"correct": [True]}))
+
+
+def test_saved_twice_is_the_same_bytes(tmp_path: Path) -> None:
+    written = []
+    for folder in ("one", "two"):
+        with plots.style():
+            fig, axes = plots.figure()
+            PLOTS["accuracy_map"](axes[0, 0])
+            written.append(plots.save_figure(fig, tmp_path / folder / "map.v1"))
+    assert [p.name for p in written[0]] == ["map.v1.png", "map.v1.pdf"]
+    for first, second in zip(*written, strict=True):
+        assert first.read_bytes() == second.read_bytes()
