@@ -73,9 +73,15 @@ class Traced:
         with torch.no_grad(), self.context(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet")
             graph = make_fx(self.function)(*args)
-        graph.graph.eliminate_dead_code()
+        graph.graph.eliminate_dead_code(is_impure_node=_changes_something)
         graph.recompile()
         return torch.compile(graph, dynamic=False) if self.compiled else graph
+
+
+def _changes_something(node: Any) -> bool:
+    """Whether a traced operation writes to its inputs (dropout fills its mask in place)."""
+    schema = getattr(node.target, "_schema", None)
+    return node.op in ("placeholder", "output") or (schema is not None and schema.is_mutable)
 
 
 class GraphedStep:

@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from transformers.pytorch_utils import Conv1D
 
 from cri.attribution.gradients import gradient_coverage, gradient_scores, tracin
-from cri.attribution.layers import Part, find_blocks, inner, materialise, squared_norms
+from cri.attribution.layers import Part, find_blocks, inner, materialise, squared_norms, summed_squares
 from cri.attribution.outputs import log_likelihood, margin
 from cri.data import TokenTable
 from cri.errors import CriError
@@ -308,6 +308,7 @@ def test_inner_products_of_factors(uses, n_a, n_b, m, n, seed):
     x, y = materialise(a, (m, n)).flatten(1), materialise(b, (m, n)).flatten(1)
     torch.testing.assert_close(inner(a, b), x @ y.T)
     torch.testing.assert_close(squared_norms(a), x.square().sum(1))
+    torch.testing.assert_close(summed_squares(a, (m, n)), x.square().sum(0).view(m, n))
 
 
 _LONG_TRACES = """

@@ -31,7 +31,7 @@ def test_sampling(n_digits: int, n: int):
 
 
 def test_sampling_is_uniform():
-    """Both operands below 500 in a quarter of 4-digit-free pairs: the leading digits are spread evenly."""
+    """Leading digits are spread evenly, and neither operand is favoured."""
     pairs = np.array(sample_pairs(3, 20_000, seed=0))
     counts = np.bincount(pairs[:, 0] // 100, minlength=10)
     expected = np.array([0.9 / 9.9] + [1 / 9.9] * 9) * 20_000  # a < 100 only where b is long

@@ -36,15 +36,15 @@ def brute(x: np.ndarray, y: np.ndarray, metric: str) -> np.ndarray:
 @pytest.mark.parametrize("metric", METRICS)
 def test_similarity_against_loops(metric: str) -> None:
     x, y = vectors(40) + 3, vectors(9, seed=1) + 3
-    np.testing.assert_allclose(similarity(x, y, metric), brute(x, y, metric), atol=2e-5)  # pyright: ignore[reportArgumentType]
+    np.testing.assert_allclose(similarity(x, y, metric), brute(x, y, metric), atol=2e-5)
 
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("block_bytes", [1, 4 * 40 * 4, 10**9])
 def test_nearest_in_blocks_against_sorting(metric: str, block_bytes: int) -> None:
     x, y = vectors(40), vectors(9, seed=1)
-    ids, scores = nearest(x, y, 5, metric, block_bytes=block_bytes)  # pyright: ignore[reportArgumentType]
-    full = similarity(x, y, metric)  # pyright: ignore[reportArgumentType]
+    ids, scores = nearest(x, y, 5, metric, block_bytes=block_bytes)
+    full = similarity(x, y, metric)
     np.testing.assert_array_equal(ids, np.argsort(-full, axis=0, kind="stable")[:5].T)
     np.testing.assert_allclose(scores, -np.sort(-full, axis=0)[:5].T, atol=1e-6)
 
@@ -66,11 +66,11 @@ def test_nearest_among_ties_takes_the_earlier_row(n: int, m: int, data: st.DataO
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_approximate_neighbours_agree_with_exact(metric: str) -> None:
     x, y = vectors(2000), vectors(50, seed=1)
-    exact, _ = nearest(x, y, 10, metric)  # pyright: ignore[reportArgumentType]
-    found, scores = nearest(x, y, 10, metric, exact_limit=0.0)  # pyright: ignore[reportArgumentType]
+    exact, _ = nearest(x, y, 10, metric)
+    found, scores = nearest(x, y, 10, metric, exact_limit=0.0)
     recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, found, strict=True)])
     assert recall > 0.9
-    full = similarity(x, y, metric)  # pyright: ignore[reportArgumentType]
+    full = similarity(x, y, metric)
     np.testing.assert_allclose(scores, np.take_along_axis(full.T, found, axis=1), atol=1e-4)
 
 
@@ -84,14 +84,14 @@ def test_whitening_decorrelates() -> None:
 def test_degenerate_activations_give_numbers() -> None:
     same = np.ones((5, 3), dtype=np.float32)
     for metric in METRICS:
-        assert np.isfinite(similarity(same, same[:2], metric)).all()  # pyright: ignore[reportArgumentType]
+        assert np.isfinite(similarity(same, same[:2], metric)).all()
     assert similarity(np.zeros((2, 3), dtype=np.float32), same[:1])[0, 0] == 0
 
 
 def test_bad_input_is_named() -> None:
     x = vectors(5)
     with pytest.raises(UnknownNameError, match="choose from cosine"):
-        similarity(x, x, "manhattan")  # pyright: ignore[reportArgumentType]
+        similarity(x, x, "manhattan")
     with pytest.raises(CriError, match="not finite"):
         similarity(x * np.nan, x)
     with pytest.raises(CriError, match="k:"):

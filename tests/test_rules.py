@@ -18,7 +18,7 @@ from cri.tasks import TASKS, make_task
 from cri.tracer import trace_rule
 from cri.traces import Edit
 
-SETTINGS = settings(deadline=None, max_examples=3000)
+SETTINGS = settings(deadline=None, max_examples=60)
 DIGITS = st.lists(st.integers(0, 9), max_size=5)
 
 

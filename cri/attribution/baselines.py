@@ -102,7 +102,7 @@ def bm25(train: TokenTable, test: TokenTable, k1: float = 1.2, b: float = 0.75) 
     """
     vocab = 1 + int(max(train.ids.max(), test.ids.max()))
     documents, queries = _token_counts(train, vocab), _token_counts(test, vocab)
-    n = documents.shape[0]
+    n = len(train)
     if n == 0:
         raise CriError("train: no documents")
     found = np.bincount(documents.indices, minlength=vocab)
@@ -119,4 +119,4 @@ def _token_counts(table: TokenTable, vocab: int) -> sparse.csr_matrix:
     rows, positions = table.token_mask.cpu().numpy().nonzero()
     ids = table.ids.cpu().numpy()[rows, positions]
     counts = sparse.coo_matrix((np.ones(len(rows)), (rows, ids)), shape=(len(table), vocab))
-    return counts.tocsr()  # sums duplicates
+    return sparse.csr_matrix(counts)  # sums duplicates

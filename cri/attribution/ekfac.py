@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from cri.attribution.gradients import gradient_coverage
-from cri.attribution.layers import Block, Captured, Part, capture, find_blocks, materialise, parts
+from cri.attribution.layers import Block, Captured, Part, capture, find_blocks, parts, summed_squares
 from cri.attribution.outputs import Output, log_likelihood
 from cri.attribution.streaming import batches, on_model
 from cri.data import TokenTable
@@ -230,12 +230,13 @@ def fit_ekfac(
     with tqdm(total=2 * len(tokens), desc="EK-FAC", unit="case", disable=not progress, leave=False) as bar:
         for batch, captured in fisher_gradients(model, blocks, tokens, loss, labels, generator, batch_size, bar):
             real = batch.token_mask[:, 1:]
+            unpadded = bool(real.all())
             for block, moment in zip(blocks, moments, strict=True):
                 for part in parts(block, captured, compress=False):
                     for factor, size, total in zip(part, block.shape, moment, strict=True):
                         if total is not None:
-                            vector = block.uses[0].kind in ("gain", "shift")
-                            total += _second_moment(factor[:, 0] if vector else factor[real], size)
+                            whole = unpadded or block.uses[0].kind in ("gain", "shift")
+                            total += _second_moment(factor.flatten(0, 1) if whole else factor[real], size)
         bases = [[None if c is None else torch.linalg.eigh(c).eigenvectors for c in pair] for pair in moments]
         dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
         bases = [[None if q is None else q.to(dtype) for q in pair] for pair in bases]
@@ -244,9 +245,9 @@ def fit_ekfac(
         for _, captured in fisher_gradients(model, blocks, tokens, loss, labels, generator, batch_size, bar):
             for block, (left, right), total in zip(blocks, bases, eigenvalues, strict=True):
                 rotated = [Part(_rotate(p.left, left), _rotate(p.right, right)) for p in parts(block, captured)]
-                total += materialise(rotated, block.shape).square_().sum(0)
+                total += summed_squares(rotated, block.shape)
     fitted = tuple(
-        Eigenbasis(left, right, (total / len(tokens)).to(dtype)).to(torch.device("cpu"))
+        Eigenbasis(left, right, (total / len(tokens)).clamp(min=0).to(dtype)).to(torch.device("cpu"))
         for (left, right), total in zip(bases, eigenvalues, strict=True)
     )
     coverage = gradient_coverage(model, tokens, parameters, output=loss)

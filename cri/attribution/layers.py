@@ -242,7 +242,8 @@ def parts(block: Block, captured: Captured, compress: bool = True) -> list[Part]
                 continue
             if compress:
                 keep = (gradient != 0).any(dim=2).any(dim=0)
-                seen, gradient = seen[:, keep], gradient[:, keep]
+                if not keep.all():
+                    seen, gradient = seen[:, keep], gradient[:, keep]
             if use.kind == "embedding":
                 blank = getattr(use.module, "padding_idx", None)
                 if blank is not None:  # torch gives the padding row no gradient
@@ -303,3 +304,18 @@ def squared_norms(pieces: Sequence[Part]) -> Float[Tensor, " case"]:
             left = torch.vmap(_gram)(x.left, y.left)
             total = total + (left * (x.right @ y.right.mT)).sum((1, 2))
     return total
+
+
+def summed_squares(pieces: Sequence[Part], shape: tuple[int, int]) -> Float[Tensor, "m n"]:
+    """Sum over cases of the elementwise square of the gradient, sum_i g_i^2.
+
+    Squaring the sum over positions gives products over pairs of positions, which one matrix product adds up;
+    with few positions this beats forming every g_i by far.
+    """
+    s = sum(part.right.shape[1] for part in pieces)
+    if s > 12 or not all(part.left.is_floating_point() for part in pieces):
+        return materialise(pieces, shape).square_().sum(0)
+    first, second = torch.triu_indices(s, s, device=pieces[0].right.device)
+    left, right = (torch.cat(side, dim=1) for side in zip(*pieces, strict=True))
+    pairs = left[:, first] * left[:, second] * (2.0 - (first == second).to(left.dtype))[:, None]
+    return pairs.flatten(0, 1).T @ (right[:, first] * right[:, second]).flatten(0, 1)

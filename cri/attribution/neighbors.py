@@ -5,14 +5,11 @@ Scores are similarities, larger meaning closer: the cosine itself, or *minus* th
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from cri.errors import CriError, out_of_range, unknown_name
 
-Metric = Literal["cosine", "euclidean", "whitened_cosine"]
 METRICS: tuple[str, ...] = ("cosine", "euclidean", "whitened_cosine")
 
 
@@ -75,7 +72,7 @@ def _score(train: np.ndarray, test: np.ndarray, metric: str) -> Float32[np.ndarr
 
 
 def similarity(
-    train: Float[np.ndarray, "train d"], test: Float[np.ndarray, "test d"], metric: Metric = "cosine"
+    train: Float[np.ndarray, "train d"], test: Float[np.ndarray, "test d"], metric: str = "cosine"
 ) -> Float32[np.ndarray, "train test"]:
     """Similarity of every training case to every test case.
 
@@ -94,7 +91,7 @@ def nearest(
     train: Float[np.ndarray, "train d"],
     test: Float[np.ndarray, "test d"],
     k: int,
-    metric: Metric = "cosine",
+    metric: str = "cosine",
     *,
     exact_limit: float = 4e10,
     block_bytes: int = 256_000_000,

@@ -134,7 +134,7 @@ def hold(
             if total is None:
                 total = whole[i] = flat.new_empty(len(queries), block.size)
             total[torch.as_tensor(rows, device=device)] = flat
-            square += flat.square().sum(1)
+            square += torch.linalg.vector_norm(flat, dim=1).square()
         order.append(rows)
         norms[rows] = np.sqrt(square.cpu().numpy())
     index = torch.as_tensor(np.argsort(np.concatenate(order)), device=device)
@@ -177,7 +177,7 @@ def stream(
                 if isinstance(query, Tensor):
                     flat = materialise(pieces, block.shape).flatten(1)
                     term = flat @ query.T
-                    square += flat.square().sum(1)
+                    square += torch.linalg.vector_norm(flat, dim=1).square()
                 else:
                     term = inner(pieces, query)
                     square += squared_norms(pieces)

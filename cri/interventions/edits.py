@@ -364,7 +364,7 @@ def continuations(
     rows, cuts, given = [], [], []
     for prompt, (_, text, cut) in zip(prompt_ids, starts, strict=True):
         ids, ends = encoded[text]
-        n_given = int(np.searchsorted(ends, cut)) + 1 if cut else 0
+        n_given = int(np.searchsorted(ends, cut)) + 1 if cut else 0  # the token whose end is at or behind the cut
         rows.append([*prompt, *ids, tokens.eos])
         cuts.append(len(prompt) + n_given)
         given.append(ids[:n_given])

@@ -70,7 +70,7 @@ def grid_map(
     if colorbar:
         bar = ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.03)
         bar.set_label(label)
-        bar.outline.set_linewidth(0.5)  # pyright: ignore[reportCallIssue]
+        bar.outline.set_linewidth(0.5)
     return ax
 
 
@@ -147,15 +147,10 @@ def embedding_map(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "
     for mark, color, symbol in (("right", RIGHT, "o"), ("wrong", WRONG, "x")):
         chosen = table[marks == mark]
         if len(chosen):
-            face = {"facecolors": "none", "edgecolors": color} if symbol == "o" else {"color": color}
+            edge, face = (color, "none") if symbol == "o" else (None, color)
+            label_n = f"test, {mark} (n = {len(chosen)})"
             ax.scatter(
-                chosen["x"],
-                chosen["y"],
-                s=9,
-                marker=symbol,
-                linewidths=0.7,
-                label=f"test, {mark} (n = {len(chosen)})",
-                **face,
+                chosen["x"], chosen["y"], s=9, marker=symbol, linewidths=0.7, label=label_n, facecolors=face, edgecolors=edge
             )
     # distances between far points of such an embedding mean nothing, so neither do its axes' numbers
     ax.set_xticks([])
@@ -165,7 +160,7 @@ def embedding_map(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "
     if colorbar:
         bar = ax.figure.colorbar(points, ax=ax, fraction=0.046, pad=0.03)
         bar.set_label(label)
-        bar.outline.set_linewidth(0.5)  # pyright: ignore[reportCallIssue]
+        bar.outline.set_linewidth(0.5)
     return ax
 
 

@@ -5,6 +5,7 @@ tidy DataFrames; `estimate` and `paired` turn them into means with bootstrap int
 """
 
 from cri.statistics.enrichment import TopK, enrichment, matched, neighbor_distance, top_k, vote
+from cri.statistics.agreement import agreement
 from cri.statistics.groups import GROUPS, Groups, labels, make_groups, matched_size
 from cri.statistics.intervals import (
     Interval,
@@ -25,6 +26,7 @@ __all__ = [
     "Groups",
     "Interval",
     "TopK",
+    "agreement",
     "auc",
     "bootstrap_ratio",
     "decide",

@@ -95,7 +95,7 @@ def scored(subject: Subject, metrics: Sequence[str]) -> Iterator[tuple[str, str,
     sites = residual_sites(bridge)
     for site, vectors in collect(bridge, run.tokens, sites, cases).items():
         for metric in metrics:
-            yield metric, str(site), similarity(vectors[: len(train)], vectors[len(train) :], metric)  # pyright: ignore[reportArgumentType]
+            yield metric, str(site), similarity(vectors[: len(train)], vectors[len(train) :], metric)
     own = with_predictions(run, test)
     gradients = gradient_scores(subject.model, run.tokens[train], own, progress=sys.stderr.isatty())
     yield "grad_dot", PARAMETERS, gradients.dot
