@@ -11,8 +11,8 @@ from cri.config import RunConfig, TrainConfig
 
 _RECIPES: dict[tuple[str, str], TrainConfig] = {
     ("addition", "direct"): TrainConfig(steps=4000, lr=8e-3),
-    ("mod_addition", "direct"): TrainConfig(steps=8000, lr=3e-3),
-    ("base_addition", "direct"): TrainConfig(steps=4000, lr=3e-3),
+    ("mod_addition", "direct"): TrainConfig(steps=6000, lr=5e-3),
+    ("base_addition", "direct"): TrainConfig(steps=4000, lr=8e-3),
     ("linear_regression", "direct"): TrainConfig(steps=4000, lr=8e-3),
     ("chicken_rabbit", "direct"): TrainConfig(steps=4000, lr=3e-3),
 }

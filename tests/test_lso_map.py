@@ -1,0 +1,97 @@
+"""The map study in miniature: its tables are consistent with the runs, its figures drawn from tables alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cri.errors import CriError
+from cri.studies.lso_map import PRESETS, draw, run
+from cri.studies.lso_tables import case_table, region_table, ring_table, step_table
+from cri.tasks import make_task
+from cri.train import load_run, train_run
+
+
+@pytest.fixture(scope="module")
+def study(runs, tmp_path_factory):
+    where = tmp_path_factory.mktemp("study")
+    config = dataclasses.replace(
+        PRESETS["test"], seeds=(0, 1), steps=60, runs=runs, record=where / "record", figures=where / "figures"
+    )
+    return config, run(config)
+
+
+def test_tables_agree_with_the_runs(study):
+    config, folder = study
+    table = pd.read_csv(folder / "runs.csv")
+    assert len(table) == 4
+    for run_config, row in zip(config.run_configs(), table.itertuples(), strict=True):
+        opened = load_run(train_run(run_config, config.runs, progress=False))
+        held_out = opened.predictions[~opened.predictions["train"]]
+        assert row.test_accuracy == pytest.approx(held_out["correct"].mean(), abs=1e-4)
+        assert row.n_test == len(held_out) == row.right + row.wrong + row.truncated + row.malformed
+    cases = pd.read_csv(folder / "cases.csv", keep_default_na=False)
+    assert (cases.groupby("split")["id"].apply(lambda ids: sorted(ids) == list(range(576)))).all()
+    assert cases.groupby("split")["n_seeds"].sum().eq(2 * 576).all()
+    regions = pd.read_csv(folder / "regions.csv")
+    assert regions.groupby("split")["n"].sum().eq(2 * 576).all()
+
+
+def test_figures_come_from_the_tables_alone(study, tmp_path):
+    _, folder = study
+    drawn = draw(folder, tmp_path)
+    assert {p.name for p in drawn} == {f"lso_{what}_test.{kind}" for what in ("map", "rings") for kind in ("png", "pdf")}
+    assert all(p.stat().st_size > 5000 for p in drawn)
+
+
+def planted(config, correct):
+    """A prediction table of one run of `config` in which exactly the cases `correct` are answered rightly."""
+    from cri.splits import make_split
+
+    task = make_task(config.task, **config.task_params)
+    split = make_split(task, config.split, **config.split_params)
+    return pd.DataFrame(
+        {
+            "id": np.arange(task.n_cases), "row": task.coords[:, 0], "col": task.coords[:, 1], "train": split.train,
+            "correct": correct(task, split), "status": np.where(correct(task, split), "right", "wrong"), "error": "carry",
+            "task": config.task, "format": config.format, "tokenizer": config.tokenizer, "model": config.model,
+            "split": config.split, "run": "planted", "seed": 0,
+        }
+    )  # fmt: skip
+
+
+def test_a_model_that_fails_exactly_on_unseen_steps_is_recognised():
+    """On the paper's grid, and with its count of failing cells that have a unit carry."""
+    from cri.config import RunConfig
+    from cri.coverage import step_coverage
+
+    config = RunConfig(format="scratchpad")
+    unseen = lambda task, split: step_coverage(task, split)["n_unseen"].to_numpy() > 0  # noqa: E731
+    cases = planted(config, lambda task, split: split.train | ~unseen(task, split))
+    steps = step_table(cases, [config]).set_index("prediction")
+    assert steps.loc["unseen step", "mcc"] == 1
+    assert steps.loc["unseen step", "accuracy"] == 1
+    assert steps.iloc[1]["mcc"] < 0.7
+    failing = cases[~cases["correct"]]
+    # with digit pairs of one place held out whole only where the units carry into them
+    assert (failing["row"] % 10 + failing["col"] % 10 >= 10).all()
+    assert len(failing) == 180
+    # a round hole is not mistaken for it
+    hole = planted(config, lambda task, split: np.abs(task.coords - 50).max(axis=1) > 6)
+    assert step_table(hole, [config]).set_index("prediction").loc["unseen step", "mcc"] < 0.3
+    rings = ring_table(hole, 10, [config]).set_index("ring")["accuracy"]
+    assert rings[3] == 1
+    assert rings[4] == 0
+    table = case_table(hole)
+    assert (table["failure"] == "").eq(table["accuracy"] == 1).all()
+    regions = region_table(hole, [config])
+    assert regions["n"].sum() == 10_000
+    assert regions["wrong"].sum() == 169
+
+
+def test_an_empty_choice_is_refused(tmp_path):
+    with pytest.raises(CriError, match="at least one of each"):
+        run(dataclasses.replace(PRESETS["test"], seeds=(), record=tmp_path))
