@@ -35,6 +35,7 @@ PRESETS: dict[str, Preset] = {
     "gpt2-shape": Preset(12, 768, 12),
     "gpt2-medium-shape": Preset(24, 1024, 16),
     "nano-rope": Preset(2, 64, 4, "llama"),
+    "micro-rope": Preset(2, 128, 4, "llama"),
     "mini-rope": Preset(4, 256, 8, "llama"),
     "gpt2-rope-shape": Preset(12, 768, 12, "llama"),
 }
@@ -151,25 +152,24 @@ class LoraConfig:
     dropout: float = 0.05
 
 
-def add_lora(model: PreTrainedModel, config: LoraConfig) -> Any:
-    """`model` wrapped by `peft`, only the adapters trainable; `merge_lora` undoes the wrapping."""
+def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int = 0) -> Any:
+    """`model` wrapped by `peft`, only the adapters trainable (initialised by `seed`); `merge_lora` undoes it."""
     if importlib.util.find_spec("peft") is None:
         raise MissingDependencyError("lora: needs the package peft (pip install peft)")
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
 
-    targets = "all-linear"
-    return get_peft_model(
-        model,  # pyright: ignore[reportArgumentType]
-        PeftConfig(
-            r=config.r,
-            lora_alpha=config.alpha,
-            lora_dropout=config.dropout,
-            target_modules=targets,
-            fan_in_fan_out=model.config.model_type == "gpt2",
-            task_type="CAUSAL_LM",
-        ),
+    adapters = PeftConfig(
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules="all-linear",
+        fan_in_fan_out=model.config.model_type == "gpt2",
+        task_type="CAUSAL_LM",
     )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, adapters)  # pyright: ignore[reportArgumentType]
 
 
 def merge_lora(model: Any) -> PreTrainedModel:

@@ -12,8 +12,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests st
 
 from jaxtyping import install_import_hook
 
-# annotated shapes are checked whenever the tests call an annotated function
-install_import_hook("cri", "beartype.beartype")
+# annotated shapes are checked whenever the tests call a function of these modules; those that handle text
+# alone have no shapes, and would only be slowed down
+_WITH_SHAPES = (
+    "activations", "attribution", "bank", "coverage", "data", "evaluation", "interventions", "models", "replicas",
+    "splits", "stacked", "statistics", "train", "training",
+)  # fmt: skip
+install_import_hook([f"cri.{module}" for module in _WITH_SHAPES], "beartype.beartype")
 
 import pytest
 import torch
