@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -73,10 +74,11 @@ class TokenTable:
         return digest.hexdigest()
 
 
-def texts(task: Task, fmt: Format) -> tuple[list[str], list[str]]:
+@functools.lru_cache(maxsize=4)  # tokenizer and token table need the same; traces take seconds to write
+def texts(task: Task, fmt: Format) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Prompts and completions of every case, in id order."""
-    prompts = [fmt.prompt(task, a, b) for a, b in task.operands]
-    completions = [fmt.completion(task, a, b) for a, b in task.operands]
+    prompts = tuple(fmt.prompt(task, a, b) for a, b in task.operands)
+    completions = tuple(fmt.completion(task, a, b) for a, b in task.operands)
     return prompts, completions
 
 
