@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cri.data import TokenTable
 from cri.formats import Format
+from cri.readings import reading_table
 from cri.splits import Split
 from cri.tasks import Task
 
@@ -164,47 +165,12 @@ def predictions(
 ) -> pd.DataFrame:
     """The accuracy map as a table: every case (or `case_ids`) decoded from its prompt, in id order.
 
-    Columns: `id, a, b, row, col, train` (bool), `status` (right, wrong, truncated, malformed), `correct`
-    (bool), `answer` (the reference), `prediction` (the answer read back), `completion` (the whole text),
-    `first_deviation` (trace line, -1 for none), `error` (its kind, or empty).
+    Columns: see `cri.readings.reading_table`.
     """
     ids = np.arange(task.n_cases) if case_ids is None else np.asarray(case_ids)
     decoded = decode(model, tokens if case_ids is None else tokens[ids], **decode_options)
     texts = tokenizer.batch_decode([row[:k] for row, k in zip(decoded.ids, decoded.lengths, strict=True)])
     return reading_table(task, fmt, split, ids, texts, decoded.finished)
-
-
-def reading_table(
-    task: Task,
-    fmt: Format,
-    split: Split,
-    ids: Int[np.ndarray, " case"],
-    texts: Sequence[str],
-    finished: Bool[np.ndarray, " case"],
-) -> pd.DataFrame:
-    """Completions read back by their format, as the table `predictions` describes."""
-    records = []
-    for case, text, done in zip(ids.tolist(), texts, finished.tolist(), strict=True):
-        a, b = task.operands[case]
-        reading = fmt.read(task, a, b, text, finished=done)
-        records.append(
-            {
-                "id": case,
-                "a": a,
-                "b": b,
-                "row": int(task.coords[case, 0]),
-                "col": int(task.coords[case, 1]),
-                "train": bool(split.train[case]),
-                "status": reading.status,
-                "correct": reading.status == "right",
-                "answer": task.answer(a, b),
-                "prediction": reading.answer or "",
-                "completion": text,
-                "first_deviation": -1 if reading.first_deviation is None else reading.first_deviation,
-                "error": reading.error or "",
-            }
-        )
-    return pd.DataFrame.from_records(records)
 
 
 def accuracy_by_part(table: pd.DataFrame) -> dict[str, float]:

@@ -38,8 +38,9 @@ from cri.bank import (
 from cri.checkpoints import append_metrics, read_checkpoint, write_checkpoint
 from cri.config import RunConfig, TrainConfig
 from cri.errors import CorruptRunError, CriError, out_of_range
-from cri.evaluation import Decoded, decode, reading_table
+from cri.evaluation import Decoded, decode
 from cri.models import is_preset, save_model
+from cri.readings import reading_table
 from cri.runs import (
     atomic_path,
     config_hash,

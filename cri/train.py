@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
 PREDICTIONS = "predictions.csv"
-_TEXT_COLUMNS = dict.fromkeys(("status", "answer", "prediction", "completion", "error"), str)
+_TEXT_COLUMNS = dict.fromkeys(("part", "status", "answer", "prediction", "completion", "error", "step"), str)
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +237,7 @@ def _train(
 
     config, split = materials.config, materials.split
     begin_run(folder, materials)
-    model: Any = add_lora(materials.model, LoraConfig()) if config.lora else materials.model
+    model: Any = add_lora(materials.model, LoraConfig(), config.seed) if config.lora else materials.model
     trainer = Trainer(model, materials.tokens, split.train_ids, config.train, device)
     checkpoint, metrics = folder / CHECKPOINT, folder / METRICS
     if checkpoint.exists():

@@ -200,8 +200,10 @@ class Trainer:
         self._rates = torch.from_numpy(self.lrs).float().to(self.device)
         self._running = torch.zeros((), device=self.device)
         if compiled is None:
-            compiled = cuda and not config.gradient_checkpointing and compile_pays(model, config, self.ids.shape[1])
-        self._compiled = compiled
+            compiled = cuda and compile_pays(model, config, self.ids.shape[1])
+        # checkpoints cannot be traced, and traced dropout does not survive compilation everywhere
+        noisy = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
+        self._compiled = compiled and not config.gradient_checkpointing and not noisy
         self._traced: dict[Kind, Traced] = {}
         self._graphed = GraphedStep(self._train_step, self.device)
         if config.gradient_checkpointing or self.world > 1:

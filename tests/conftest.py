@@ -23,7 +23,6 @@ install_import_hook([f"cri.{module}" for module in _WITH_SHAPES], "beartype.bear
 import pytest
 import torch
 
-import cri
 from cri.config import RunConfig, TrainConfig
 
 warnings.filterwarnings("ignore", category=DeprecationWarning)

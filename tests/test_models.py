@@ -7,7 +7,16 @@ import torch
 
 from cri.config import RunConfig
 from cri.errors import CriError, MissingDependencyError
-from cri.models import LoraConfig, add_lora, build_model, load_pretrained, merge_lora, require_positions, save_model, to_bridge
+from cri.models import (
+    LoraConfig,
+    add_lora,
+    build_model,
+    load_pretrained,
+    merge_lora,
+    require_positions,
+    save_model,
+    to_bridge,
+)
 from cri.train import prepare
 
 

@@ -11,7 +11,6 @@ Fisher for the Hessian: Grosse et al. 2023). The queries are preconditioned, the
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np

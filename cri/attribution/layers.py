@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -257,19 +258,20 @@ def parts(block: Block, captured: Captured, compress: bool = True) -> list[Part]
     return out
 
 
-def materialise(pieces: Sequence[Part], shape: tuple[int, int]) -> Float[Tensor, "case m n"]:
-    """Per-example gradients g = sum over parts of left^T right."""
-    total: Tensor | None = None
+def materialise(
+    pieces: Sequence[Part], shape: tuple[int, int], space: Float[Tensor, " _"] | None = None
+) -> Float[Tensor, "case m n"]:
+    """Per-example gradients g = sum over parts of left^T right; written into `space` where it is given, as
+    fresh memory costs more than the product itself."""
+    size = (len(pieces[0].right), *shape)
+    total = pieces[0].right.new_empty(size) if space is None else space[: math.prod(size)].view(size)
+    total.zero_()
     for left, right in pieces:
         if left.is_floating_point():
-            term = left.mT @ right
+            total.baddbmm_(left.mT, right)
         else:
-            n_cases = len(right)
-            rows = left + shape[0] * torch.arange(n_cases, device=left.device)[:, None]
-            term = right.new_zeros(n_cases * shape[0], shape[1]).index_add_(0, rows.flatten(), right.flatten(0, 1))
-            term = term.view(n_cases, *shape)
-        total = term if total is None else total.add_(term)
-    assert total is not None
+            rows = left + shape[0] * torch.arange(size[0], device=left.device)[:, None]
+            total.view(-1, shape[1]).index_add_(0, rows.flatten(), right.flatten(0, 1))
     return total
 
 

@@ -166,6 +166,9 @@ def stream(
     """Inner products of every training case's -dL/dtheta with the held vectors, and its norm."""
     scores: np.ndarray | None = None
     norms = np.zeros(len(train))
+    dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
+    materialised = [block.size for block, query in zip(blocks, held, strict=True) if isinstance(query, Tensor)]
+    space = torch.empty(batch_size * max(materialised, default=0), dtype=dtype, device=train.ids.device)
     with tqdm(total=len(train), desc="gradients", unit="case", disable=not progress, leave=False) as bar:
         for rows in batches(train, batch_size):
             batch = train[rows]
@@ -175,7 +178,7 @@ def stream(
             for block, query in zip(blocks, held, strict=True):
                 pieces = parts(block, captured)
                 if isinstance(query, Tensor):
-                    flat = materialise(pieces, block.shape).flatten(1)
+                    flat = materialise(pieces, block.shape, space).flatten(1)
                     term = flat @ query.T
                     square += torch.linalg.vector_norm(flat, dim=1).square()
                 else:

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cri.errors import CriError, out_of_range
-from cri.interventions.edits import encode_with_ends, steps_done, written_trace
-from cri.tokenization import encode_texts
+from cri.interventions.continuations import encode_with_ends
+from cri.interventions.edits import steps_done, written_trace
 from cri.traces import join
 from cri.train import Materials, Run
 
@@ -83,7 +83,6 @@ def step_tokens(run: Run | Materials, case_ids: Sequence[int], step: int) -> Ste
 def _tokens(run: Run | Materials, rows: list[Any], cases: Int[np.ndarray, " case"]) -> StepTokens:
     encoded = encode_with_ends(run.tokenizer, [row[2] for row in rows])
     prompts = encode_with_ends(run.tokenizer, [row[0] for row in rows])
-    encode_texts(run.tokenizer, [row[2] for row in rows])
     kept = [len(p[0]) + int(np.searchsorted(e[1], row[3][row[4][-1]].stop)) + 1
             for row, e, p in zip(rows, encoded, prompts, strict=True)]  # fmt: skip
     width = max(kept)
@@ -152,16 +151,13 @@ def knockout(
                 score, still = _scores(bridge, ids, targets, hooks)
                 n = targets[:, 1:].sum(-1)
                 written = hit.sum(-1).clamp(min=1)
-                parts.append(
-                    pd.DataFrame(
-                        {
-                            "id": tokens.cases[part], "group": group, "layer": layer, "head": head,
-                            "drop": ((plain - score).sum(-1) / n).cpu().numpy(),
-                            "changed": ((hit & ~still).sum(-1) / written).cpu().numpy(),
-                            "n_keys": keys.sum(-1).cpu().numpy(),
-                        }
-                    )  # fmt: skip
-                )
+                rows = {
+                    "id": tokens.cases[part], "group": group, "layer": layer, "head": head,
+                    "drop": ((plain - score).sum(-1) / n).cpu().numpy(),
+                    "changed": ((hit & ~still).sum(-1) / written).cpu().numpy(),
+                    "n_keys": keys.sum(-1).cpu().numpy(),
+                }  # fmt: skip
+                parts.append(pd.DataFrame(rows))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cri.errors import CriError, unknown_name
 from cri.formats import Format, make_format
-from cri.interventions.edits import encode_with_ends
+from cri.interventions.continuations import encode_with_ends
 from cri.tasks import Task
 from cri.tokenization import encode_texts
 from cri.traces import Edit, TraceLine, join
@@ -240,7 +240,9 @@ def _encode(run: Run | Materials, variable: str, chosen: list[tuple[_Place, _Pla
         prompts = [run.format.prompt(run.task, *run.task.operands[p.case]) for p in (place, other)]
         direct = run.format.name == "direct"
         written = ["" if direct else p.base_text[: p.cut] for p in (place, other)]
-        given = [[*a, *b] for a, b in zip(encode_texts(tokenizer, prompts), encode_texts(tokenizer, written), strict=True)]
+        given = [
+            [*a, *b] for a, b in zip(encode_texts(tokenizer, prompts), encode_texts(tokenizer, written), strict=True)
+        ]
         window = max(d_base, d_source) + 1
         rows.append((place, other, given, rule[:window], base[: d_base + 1], source[: d_source + 1]))
     if not rows:
@@ -258,7 +260,7 @@ def _encode(run: Run | Materials, variable: str, chosen: list[tuple[_Place, _Pla
     return Pairs(
         sequences(0), sequences(1), read, padded(3), padded(4), padded(5),
         np.array([row[0].case for row in rows]), np.array([row[1].case for row in rows]), variable,
-        _element_position(run, place), [tokenizer.decode([i]) for i in rows[0][2][0]],
+        _element_position(run, place), [str(tokenizer.decode([i])) for i in rows[0][2][0]],
     )  # fmt: skip
 
 

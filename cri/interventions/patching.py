@@ -78,19 +78,16 @@ class PatchMap:
         ]  # fmt: skip
         return pd.DataFrame(rows)
 
-    def cross_fitted(self, component: str | None = None) -> Float[np.ndarray, " pair"]:
-        """Whether the rule's prediction comes true at the best cell, chosen on the other half of the pairs.
-
-        Without this the best of many cells would be judged on the pairs that picked it. `component`
-        restricts the cells to one kind of site.
-        """
-        keep = [i for i, s in enumerate(self.sites) if component is None or s.endswith(f"hook_{component}")]
-        hits = self.values["rule"][keep].reshape(-1, len(self.pairs))
+    def cross_fitted(self, name: str = "rule") -> Float[np.ndarray, " pair"]:
+        """`values[name]` at the cell where the rule's prediction comes true most often among the other half
+        of the pairs (every second one): the best of many cells is not judged on the pairs that picked it."""
+        hits = self.values["rule"].reshape(-1, len(self.pairs))
+        shown = self.values[name].reshape(-1, len(self.pairs))
         half = np.arange(len(self.pairs)) % 2 == 0
-        out = np.zeros(len(self.pairs))
+        out = np.full(len(self.pairs), np.nan)  # a single pair has no other half
         for fit in (half, ~half):
             if fit.any() and (~fit).any():
-                out[~fit] = hits[hits[:, fit].mean(-1).argmax()][~fit]
+                out[~fit] = shown[hits[:, fit].mean(-1).argmax()][~fit]
         return out
 
 
@@ -164,8 +161,8 @@ class _Engine:
         from transformers import DynamicCache
 
         body: Any = model.base_model
-        self.layers = getattr(body, "h", None) or getattr(body, "layers", None)
-        if self.layers is None or "blocks.0.hook_resid_mid" not in bridge.hook_dict:
+        self.layers: Any = getattr(body, "h", None) or getattr(body, "layers", ())
+        if not len(self.layers) or "blocks.0.hook_resid_mid" not in bridge.hook_dict:
             raise CriError(f"model: {model.config.model_type} blocks cannot be patched; use GPT-2 or Llama ones")
         self.body, self.bridge, self.config, self.sites = body, bridge, model.config, sites
         self.device = next(model.parameters()).device
@@ -189,7 +186,7 @@ class _Engine:
             if basis is not None:
                 delta = delta @ basis.to(delta) @ basis.to(delta).T
             self.patch[site] = base[site] + delta
-        self.cache = DynamicCache(config=self.config)
+        self.cache: Any = DynamicCache(config=self.config)
         model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
 
     def base_logits(self) -> Float[Tensor, "pair window vocab"]:
@@ -233,7 +230,7 @@ class _Engine:
                 resid = torch.cat([*([] if resid is None else [resid]), *new])
             if resid is None or layer == n_layers:
                 continue
-            past = DynamicCache(config=self.config)
+            past: Any = DynamicCache(config=self.config)
             if p:
                 repeats = len(resid) // len(plain)
                 kept = self.cache.layers[layer]

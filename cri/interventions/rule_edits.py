@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cri.errors import CriError, unknown_name
-from cri.formats import INTRODUCTION, rule_prompt
-from cri.interventions.edits import continuations
+from cri.interventions.continuations import continuations
 from cri.rulecode import Rule, parse_rule
 from cri.rules import task_rule
 from cri.tasks import Task
@@ -108,9 +107,10 @@ def rule_edits(
             owners.append(row)
             rows.append(row)
             # the reference completion only measures the room; nothing of it is given
-            longest = max(text, trained_rule.run(a, b).text, key=len)
-            starts.append((int(case), _known(run, longest, trained_rule.run(a, b).text), 0))
-            prompts.append(f"{INTRODUCTION}\n{task.question(a, b)}\n" if not source else _prompt(task, a, b, source))
+            own = trained_rule.run(a, b).text
+            starts.append((int(case), text if len(text) > len(own) and _encodable(run, text) else own, 0))
+            shown = f"{source}\n" if source else ""
+            prompts.append(run.format.prompt(task, a, b).replace(f"{trained_rule.rule.source}\n", shown))
     for row, (text, done) in zip(owners, continuations(run, starts, model, prompts), strict=True):
         answer = run.format.read_answer(task, text) if done else None
         row["answer"] = answer or ""
@@ -121,11 +121,6 @@ def rule_edits(
             else "other" if done else "truncated"
         )  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def _prompt(task: Task, a: int, b: int, source: str) -> str:
-    rule = task_rule(task).rule
-    return rule_prompt(task.question(a, b), Rule(rule.name, rule.parameters, rule.body, source))
 
 
 def _run(task: Task, rule: Rule | None, a: int, b: int) -> tuple[str | None, str]:
@@ -146,7 +141,3 @@ def _encodable(run: Run | Materials, source: str) -> bool:
     except CriError:
         return False
     return True
-
-
-def _known(run: Run | Materials, text: str, fallback: str) -> str:
-    return text if _encodable(run, text) else fallback

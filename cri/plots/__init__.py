@@ -7,6 +7,15 @@ colour and a format the same marker in every figure.
 
 from cri.plots.curves import distance_correctness, enrichment_curves, matched_curves, ring_accuracy
 from cri.plots.maps import accuracy_map, category_map, embedding_map, frame_square, grid_map, score_map
+from cri.plots.steps import (
+    agreement_map,
+    component_bars,
+    effect_map,
+    follow_bars,
+    knockout_bars,
+    probe_bars,
+    rule_edit_bars,
+)
 from cri.plots.style import (
     ERROR_COLORS,
     FORMAT_MARKERS,
@@ -27,15 +36,22 @@ __all__ = [
     "SPLIT_LINES",
     "TASK_COLORS",
     "accuracy_map",
+    "agreement_map",
     "category_map",
+    "component_bars",
     "distance_correctness",
+    "effect_map",
     "embedding_map",
     "enrichment_curves",
     "figure",
+    "follow_bars",
     "frame_square",
     "grid_map",
+    "knockout_bars",
     "matched_curves",
+    "probe_bars",
     "ring_accuracy",
+    "rule_edit_bars",
     "save_figure",
     "score_map",
     "style",

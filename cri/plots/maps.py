@@ -150,7 +150,14 @@ def embedding_map(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "
             edge, face = (color, "none") if symbol == "o" else (None, color)
             label_n = f"test, {mark} (n = {len(chosen)})"
             ax.scatter(
-                chosen["x"], chosen["y"], s=9, marker=symbol, linewidths=0.7, label=label_n, facecolors=face, edgecolors=edge
+                chosen["x"],
+                chosen["y"],
+                s=9,
+                marker=symbol,
+                linewidths=0.7,
+                label=label_n,
+                facecolors=face,
+                edgecolors=edge,
             )
     # distances between far points of such an embedding mean nothing, so neither do its axes' numbers
     ax.set_xticks([])

@@ -53,7 +53,7 @@ ERROR_COLORS = {
 }
 """First deviations of a trace (`cri.traces.ERROR_KINDS`), and generations that ran out of room."""
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,

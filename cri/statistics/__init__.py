@@ -4,8 +4,8 @@ Scores are [train, test], larger meaning closer, aligned to the ids in `Groups`.
 tidy DataFrames; `estimate` and `paired` turn them into means with bootstrap intervals.
 """
 
-from cri.statistics.enrichment import TopK, enrichment, matched, neighbor_distance, top_k, vote
 from cri.statistics.agreement import agreement
+from cri.statistics.enrichment import TopK, enrichment, matched, neighbor_distance, top_k, vote
 from cri.statistics.groups import GROUPS, Groups, labels, make_groups, matched_size
 from cri.statistics.intervals import (
     Interval,

@@ -24,7 +24,9 @@ def confusion(
 
 
 def matthews(
-    tp: Num[np.ndarray, " boot"], fp: Num[np.ndarray, " boot"], fn: Num[np.ndarray, " boot"],
+    tp: Num[np.ndarray, " boot"],
+    fp: Num[np.ndarray, " boot"],
+    fn: Num[np.ndarray, " boot"],
     tn: Num[np.ndarray, " boot"],
 ) -> Num[np.ndarray, " boot"]:
     """Matthews correlation (tp tn - fp fn) / sqrt((tp+fp)(tp+fn)(tn+fp)(tn+fn)); NaN where either side is
@@ -65,7 +67,9 @@ def agreement(
 
 
 def _accuracy(
-    tp: Num[np.ndarray, " boot"], fp: Num[np.ndarray, " boot"], fn: Num[np.ndarray, " boot"],
+    tp: Num[np.ndarray, " boot"],
+    fp: Num[np.ndarray, " boot"],
+    fn: Num[np.ndarray, " boot"],
     tn: Num[np.ndarray, " boot"],
 ) -> Num[np.ndarray, " boot"]:
     return (tp + tn) / np.maximum(tp + fp + fn + tn, 1e-12)

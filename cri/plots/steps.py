@@ -1,0 +1,265 @@
+"""Rule steps: effect maps over layers and positions, follow rates, knockout, the agreement map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cri.plots.maps import Square, frame_square
+from cri.plots.style import MISSING, new_axes, require_columns
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+# Paul Tol's bright palette; not the tasks' nor the groups' colours
+OUTCOME_COLORS = {"trained": "#4477AA", "shuffled": "#CCBB44", "untrained": "#BBBBBB"}
+READ_COLORS = {"question": "#4477AA", "rule": "#AA3377", "previous": "#EE6677", "older": "#228833", "own": "#CCBB44"}
+_COMPONENTS = {"resid_pre": "residual in", "attn_out": "attention", "mlp_out": "MLP", "resid_post": "residual"}
+
+
+def effect_map(
+    table: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    value: str = "rule",
+    label: str = "rule's prediction comes true",
+    limits: tuple[float, float] = (0.0, 1.0),
+    colorbar: bool = True,
+) -> Axes:
+    """One value for every site (rows, the first layer below) and position, the trace printed along the axis.
+
+    Args:
+        table: `site`, `layer`, `component`, `position`, `token` and `value`, as `PatchMap.table` has them; an
+            `element` column marks the position whose variable differs.
+        limits: ends of the colour scale; a scale around 0 is drawn in two colours.
+    """
+    require_columns(table, ("site", "layer", "component", "position", "token", value))
+    ax = new_axes(ax)
+    sites = list(dict.fromkeys(table["site"]))
+    positions = sorted(table["position"].unique())
+    grid = table.pivot(index="site", columns="position", values=value).loc[sites[::-1], positions]
+    both = limits[0] < 0 < limits[1]
+    image = ax.imshow(
+        grid.to_numpy(dtype=float), cmap="RdBu_r" if both else "viridis", vmin=limits[0], vmax=limits[1],
+        aspect="auto", interpolation="nearest",
+    )  # fmt: skip
+    names = table.drop_duplicates("site").set_index("site").loc[sites[::-1]]
+    ax.set_yticks(
+        range(len(sites)),
+        [f"{row.layer} {_COMPONENTS.get(str(row.component), row.component)}" for row in names.itertuples()],
+    )
+    tokens = table.drop_duplicates("position").set_index("position").loc[positions, "token"]
+    ax.set_xticks(range(len(positions)), [str(t) for t in tokens], fontsize=6)
+    ax.tick_params(axis="both", length=0)
+    for i, token in enumerate(tokens):
+        if str(token) in ("↵", "\n") or str(token).endswith("="):  # lines of the trace
+            ax.axvline(i + 0.5, color="white", linewidth=0.8)
+    if "element" in table.columns and table["element"].notna().any():
+        column = positions.index(int(table["element"].dropna().iloc[0]))
+        ax.get_xticklabels()[column].set_color("#CC3311")
+        ax.get_xticklabels()[column].set_fontweight("bold")
+    ax.spines[["top", "right"]].set_visible(True)
+    if colorbar:
+        bar = ax.figure.colorbar(image, ax=ax, fraction=0.03, pad=0.01)
+        bar.set_label(label)
+        bar.outline.set_linewidth(0.5)  # pyright: ignore[reportCallIssue]
+    return ax
+
+
+def follow_bars(
+    table: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    kinds: Sequence[str] = ("digit", "carry", "answer", "operands", "decision"),
+    legend: bool = True,
+) -> Axes:
+    """Share of edits that the model follows, by kind of element and model, with intervals; chance as a dash.
+
+    Args:
+        table: `kind`, `model` (trained, shuffled, untrained), `follows`, `wilson_low`, `wilson_high`,
+            `chance`, `n`, one row each.
+    """
+    require_columns(table, ("kind", "model", "follows", "wilson_low", "wilson_high", "chance", "n"))
+    ax = new_axes(ax)
+    shown = [kind for kind in kinds if kind in set(table["kind"])]
+    models = [m for m in OUTCOME_COLORS if m in set(table["model"])]
+    width = 0.8 / max(len(models), 1)
+    for i, model in enumerate(models):
+        rows = table[table["model"] == model].set_index("kind").reindex(shown)
+        x = np.arange(len(shown)) + (i - (len(models) - 1) / 2) * width
+        y = rows["follows"].to_numpy(dtype=float)
+        spread = np.stack([y - rows["wilson_low"].to_numpy(dtype=float), rows["wilson_high"].to_numpy(dtype=float) - y])
+        size = rows["n"].max()
+        ax.bar(
+            x, y, width * 0.92, color=OUTCOME_COLORS[model], label=f"{model} (n ≤ {0 if np.isnan(size) else size:.0f})"
+        )
+        ax.errorbar(x, y, yerr=np.maximum(spread, 0), fmt="none", ecolor="0.25", elinewidth=0.8, capsize=1.5)
+        ax.hlines(rows["chance"], x - width * 0.46, x + width * 0.46, color="black", linewidth=0.9, linestyle=":")
+    ax.set_xticks(range(len(shown)), shown)
+    ax.set_ylim(0, 1.02)
+    ax.set_ylabel("edits followed")
+    if legend:
+        ax.legend(loc="best", handlelength=1.2)
+    return ax
+
+
+def knockout_bars(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool = True) -> Axes:
+    """How much of a step's tokens is lost when it may not read a group, by layer and head.
+
+    Args:
+        table: `group`, `layer`, `head` (-1: all), `drop`, `drop_low`, `drop_high`.
+    """
+    require_columns(table, ("group", "layer", "head", "drop", "drop_low", "drop_high"))
+    ax = new_axes(ax)
+    cuts = table[["layer", "head"]].drop_duplicates().sort_values(["layer", "head"]).to_numpy().tolist()
+    groups = [g for g in READ_COLORS if g in set(table["group"])]
+    for i, group in enumerate(groups):
+        rows = table[table["group"] == group].set_index(["layer", "head"]).reindex([tuple(c) for c in cuts])
+        y = rows["drop"].to_numpy(dtype=float)
+        spread = np.stack([y - rows["drop_low"].to_numpy(dtype=float), rows["drop_high"].to_numpy(dtype=float) - y])
+        ax.errorbar(
+            np.arange(len(cuts)) + (i - (len(groups) - 1) / 2) * 0.13, y, yerr=np.maximum(spread, 0), fmt="o",
+            color=READ_COLORS[group], markersize=3.5, elinewidth=1.0, label=group,
+        )  # fmt: skip
+    ax.axhline(0, color="0.5", linewidth=0.8, linestyle=":")
+    names = ["all" if c[0] < 0 else f"L{c[0]}" if c[1] < 0 else f"L{c[0]}H{c[1]}" for c in cuts]
+    ax.set_xticks(range(len(cuts)), names, rotation=45 if len(cuts) > 6 else 0)
+    ax.set_ylabel("log probability lost (nats per token)")
+    if legend:
+        ax.legend(loc="best", title="not read", title_fontsize=7)
+    return ax
+
+
+def agreement_map(
+    table: pd.DataFrame,
+    ax: Axes | None = None,
+    *,
+    squares: Sequence[Square] = (),
+    axis_names: tuple[str, str] = ("a", "b"),
+    legend: bool = True,
+) -> Axes:
+    """Which accounts vote for the rule in each cell: behaviour, edited steps, and removal where it is known.
+
+    Args:
+        table: one row a case: `row`, `col`, `correct`, `follow` (both 0 to 1), `cri` (NaN if not measured).
+    """
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    require_columns(table, ("row", "col", "correct", "follow", "cri"))
+    ax = new_axes(ax)
+    behaviour, steps = table["correct"].to_numpy() >= 0.5, table["follow"].to_numpy() >= 0.5
+    codes = np.where(behaviour, np.where(steps, 3, 2), np.where(steps, 1, 0))
+    names = ("neither", "steps only", "behaviour only", "behaviour and steps")
+    colors = ("#D55E00", "#E69F00", "#56B4E9", "#0072B2")
+    rows, cols = table["row"].to_numpy(), table["col"].to_numpy()
+    grid = np.full((int(rows.max()) + 1, int(cols.max()) + 1), np.nan)
+    grid[rows, cols] = codes
+    cmap = ListedColormap(list(colors)).with_extremes(bad=MISSING)
+    ax.imshow(grid, cmap=cmap, vmin=-0.5, vmax=3.5, interpolation="nearest", origin="upper")
+    for square in squares:
+        frame_square(ax, square)
+    known = table[table["cri"].notna()]
+    by_rule = known["cri"].to_numpy() < 0
+    for mask, marker, color, name in (
+        (by_rule, ".", "white", "removal: steps"),
+        (~by_rule, "x", "black", "removal: cases"),
+    ):
+        if mask.any():
+            ax.scatter(
+                known["col"][mask], known["row"][mask], marker=marker, s=8, color=color, linewidths=0.7, label=name
+            )
+    ax.set_ylabel(axis_names[0])
+    ax.set_xlabel(axis_names[1])
+    ax.set_xlim(cols.min() - 3.5, cols.max() + 3.5)
+    ax.set_ylim(rows.max() + 3.5, rows.min() - 3.5)
+    ax.spines[["top", "right"]].set_visible(True)
+    if legend:
+        patches = [Patch(color=c, label=n) for c, n in zip(colors, names, strict=True)]
+        markers = ax.get_legend_handles_labels()[0]
+        ax.legend(
+            handles=[*patches, *markers], loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2,
+            title="votes for the rule", title_fontsize=7,
+        )  # fmt: skip
+    return ax
+
+
+def rule_edit_bars(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool = True) -> Axes:
+    """Whose rule is executed when the prompt shows an edited one: stacked shares by kind of edit.
+
+    Args:
+        table: `kind`, `prompt`, `trained`, `other`, `truncated` (shares), `n`.
+    """
+    require_columns(table, ("kind", "prompt", "trained", "other", "truncated", "n"))
+    ax = new_axes(ax)
+    bottom = np.zeros(len(table))
+    shares = {
+        "prompt": ("the prompt's rule", "#4477AA"),
+        "trained": ("the trained rule", "#EE6677"),
+        "other": ("other", "#CCBB44"),
+        "truncated": ("truncated", "#BBBBBB"),
+    }
+    for name, (label, color) in shares.items():
+        share = table[name].to_numpy(dtype=float)
+        ax.bar(np.arange(len(table)), share, 0.75, bottom=bottom, color=color, label=label)
+        bottom += share
+    names = [f"{kind}\nn = {n}" for kind, n in zip(table["kind"].str.replace("_", " "), table["n"], strict=True)]
+    ax.set_xticks(range(len(table)), names, rotation=30, ha="right")
+    ax.set_ylim(0, 1.02)
+    ax.set_ylabel("cases")
+    if legend:
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return ax
+
+
+def probe_bars(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool = True) -> Axes:
+    """Decodable beside used, by site and variable: selectivity, and what swaps of the subspace do.
+
+    Args:
+        table: one variable's rows: `site`, `selectivity`, `swap`, `swap_random`, `swap_whole`, each with
+            `_low` and `_high`.
+    """
+    names = {"selectivity": "#BBBBBB", "swap_whole": "#228833", "swap": "#4477AA", "swap_random": "#CCBB44"}
+    require_columns(table, ("site", *names))
+    ax = new_axes(ax)
+    for i, (name, color) in enumerate(names.items()):
+        y = table[name].to_numpy(dtype=float)
+        low, high = (table[f"{name}_{end}"].to_numpy(dtype=float) for end in ("low", "high"))
+        x = np.arange(len(table)) + (i - 1.5) * 0.2
+        ax.bar(x, y, 0.19, color=color, label=name.replace("_", ", "))
+        ax.errorbar(x, y, yerr=np.maximum(np.stack([y - low, high - y]), 0), fmt="none", ecolor="0.25", elinewidth=0.8)
+    ax.set_xticks(range(len(table)), table["site"].tolist())
+    ax.axhline(0, color="0.5", linewidth=0.8)
+    ax.set_ylim(min(0.0, float(np.nanmin(table["selectivity_low"].to_numpy(dtype=float), initial=0.0))) - 0.02, 1.02)
+    if legend:
+        ax.legend(loc="best")
+    return ax
+
+
+def component_bars(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool = True) -> Axes:
+    """Direct contribution of every component to the right answer's logit, for solved and missed cases.
+
+    Args:
+        table: `component`, `correct` (bool), `logit`, `logit_low`, `logit_high`, `n`.
+    """
+    require_columns(table, ("component", "correct", "logit", "logit_low", "logit_high", "n"))
+    ax = new_axes(ax)
+    components = list(dict.fromkeys(table["component"]))
+    for i, (correct, color) in enumerate(((True, "#0072B2"), (False, "#D55E00"))):
+        rows = table[table["correct"].astype(bool) == correct].set_index("component").reindex(components)
+        if rows["n"].isna().all():
+            continue
+        y = rows["logit"].to_numpy(dtype=float)
+        spread = np.stack([y - rows["logit_low"].to_numpy(dtype=float), rows["logit_high"].to_numpy(dtype=float) - y])
+        x = np.arange(len(components)) + (i - 0.5) * 0.38
+        ax.bar(x, y, 0.36, color=color, label=f"{'right' if correct else 'wrong'} (n = {rows['n'].max():.0f})")
+        ax.errorbar(x, y, yerr=np.maximum(spread, 0), fmt="none", ecolor="0.25", elinewidth=0.8)
+    ax.axhline(0, color="0.5", linewidth=0.8)
+    ax.set_xticks(range(len(components)), [c.replace("_", " ") for c in components], rotation=90)
+    ax.set_ylabel("contribution to the\nanswer's centred logit")
+    if legend:
+        ax.legend(loc="best")
+    return ax

@@ -1,0 +1,141 @@
+"""The figures of `rule_steps`, drawn from its recorded tables, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cri import plots
+from cri.runs import read_json
+
+SUBJECT = ["task", "format", "tokenizer"]
+
+
+def _title(key: Any) -> str:
+    return ", ".join(str(part).replace("_", " ") for part in (key if isinstance(key, tuple) else (key,)))
+
+
+def _maps(table: pd.DataFrame) -> Any:
+    """Rows: subject and variable; left the rule's prediction, right the source's own text (first seed, cases
+    outside the square where there are any)."""
+    table = table[table["seed"] == table.groupby(SUBJECT)["seed"].transform("min")]
+    panels = []
+    for key, part in table.groupby([*SUBJECT, "variable"], sort=False):
+        region = "outside" if "outside" in set(part["region"]) else "inside"
+        panels.append((key, part[part["region"] == region], region))
+    width = max(part["position"].nunique() for _, part, _ in panels)
+    fig, axes = plots.figure(len(panels), 2, (max(3.2, 0.17 * width + 1.2), 1.75))
+    for row, (key, part, region) in zip(axes, panels, strict=True):
+        for ax, value, what in zip(row, ("rule", "source"), ("rule", "source's own text"), strict=True):
+            plots.effect_map(part, ax, value=value, label="share of pairs")
+            ax.set_title(f"{_title(key)} swapped, {region} (n = {part['n'].max()}): {what}")
+    return fig
+
+
+def _follow(table: pd.DataFrame) -> Any:
+    whole = table[(table["seen"] == "all") & (table["kind"] != "all")]
+    trained = whole[whole["format"] != "shuffled_scratchpad"]
+    keys = list(trained.groupby(SUBJECT, sort=False))
+    fig, axes = plots.figure(len(keys), 2, (3.4, 2.1), sharey=True)
+    for row, (key, part) in zip(axes, keys, strict=True):
+        task, fmt, tokenizer = key  # pyright: ignore[reportGeneralTypeIssues]
+        control = whole[
+            (whole["format"] == "shuffled_scratchpad") & (whole["task"] == task) & (whole["tokenizer"] == tokenizer)
+        ]
+        shown = pd.concat([part, control]) if fmt == "scratchpad" else part
+        for ax, region in zip(row, ("inside", "outside"), strict=True):
+            plots.follow_bars(shown[shown["region"] == region], ax)
+            ax.set_title(f"{_title(key)}: {region} the square")
+    return fig
+
+
+def _seen(table: pd.DataFrame) -> Any:
+    part = table[(table["model"] == "trained") & table["seen"].isin(["seen", "unseen"]) & (table["kind"] != "all")]
+    keys = list(part.groupby(SUBJECT, sort=False))
+    if not keys:
+        return None
+    fig, axes = plots.figure(len(keys), 2, (3.0, 1.9), sharey=True)
+    for row, (key, rows) in zip(axes, keys, strict=True):
+        for ax, seen in zip(row, ("seen", "unseen"), strict=True):
+            shown = rows[rows["seen"] == seen]
+            # both regions together: weighted by their edits
+            total = shown.groupby("kind", as_index=False).apply(_pooled, include_groups=False)
+            if len(total):
+                plots.follow_bars(total.assign(model="trained"), ax)
+            ax.set_title(f"{_title(key)}: steps after the edit {seen} in training")
+    return fig
+
+
+def _pooled(rows: pd.DataFrame) -> pd.Series:
+    from cri.statistics import wilson
+
+    n = int(rows["n"].sum())
+    rate = float((rows["follows"] * rows["n"]).sum() / n)
+    low, high = wilson(round(rate * n), n)
+    chance = float((rows["chance"] * rows["n"]).sum() / n)
+    return pd.Series({"follows": rate, "wilson_low": low, "wilson_high": high, "chance": chance, "n": n})
+
+
+def _panels(
+    table: pd.DataFrame, by: list[str], size: tuple[float, float], plot: Callable[..., Any], columns: int = 2
+) -> Any:
+    groups = list(table.groupby(by, sort=False))
+    n_rows = -(-len(groups) // columns)
+    fig, axes = plots.figure(n_rows, min(columns, len(groups)), size)
+    for ax, (key, part) in zip(axes.flat, groups, strict=False):
+        plot(part, ax)
+        ax.set_title(_title(key))
+    for ax in list(axes.flat)[len(groups) :]:
+        ax.set_visible(False)
+    return fig
+
+
+def _agreement(table: pd.DataFrame, squares: dict[str, Any]) -> Any:
+    mean = table.groupby([*SUBJECT, "id", "row", "col"], as_index=False, sort=False)[
+        ["correct", "follow", "cri"]
+    ].mean()
+    inside = mean.merge(table.loc[table["region"] == "inside", [*SUBJECT, "id"]].drop_duplicates(), on=[*SUBJECT, "id"])
+    groups = list(inside.groupby(SUBJECT, sort=False))
+    fig, axes = plots.figure(1, len(groups), (3.0, 3.4))
+    for ax, (key, part) in zip(axes[0], groups, strict=True):
+        where = squares[key[0]]  # pyright: ignore[reportIndexIssue]
+        plots.agreement_map(
+            part, ax, squares=[tuple(s) for s in where["squares"]], axis_names=tuple(where["axis_names"])
+        )  # pyright: ignore[reportArgumentType]
+        ax.set_title(f"{_title(key)} (n = {len(part)})")
+    return fig
+
+
+def draw(tables: Path, figures: Path) -> list[Path]:
+    """Draws every figure that the tables in a folder allow; returns the files written."""
+    facts = read_json(tables / "manifest.json")
+    t = {p.stem: pd.read_csv(p, keep_default_na=p.stem not in ("map", "edits")) for p in sorted(tables.glob("*.csv"))}
+    drawn: dict[str, Any] = {}
+    with plots.style():
+        if "map" in t:
+            numeric = pd.to_numeric(t["map"]["element"], errors="coerce")
+            drawn["map"] = _maps(t["map"].assign(element=numeric))
+        if "follow" in t:
+            drawn["follow"] = _follow(t["follow"])
+            drawn["seen"] = _seen(t["follow"])
+            drawn["agreement"] = _agreement(t["agreement"], facts["squares"])
+        if "knockout" in t:
+            drawn["knockout"] = _panels(t["knockout"], SUBJECT, (3.4, 2.2), plots.knockout_bars)
+        if "rule_edits" in t:
+            drawn["rule_edits"] = _panels(t["rule_edits"], [*SUBJECT, "region"], (3.8, 2.4), plots.rule_edit_bars)
+        if "probes" in t:
+            short = t["probes"]["site"].str.extract(r"blocks\.(\d+)\.hook_(resid_pre|resid_post)")
+            named = t["probes"].assign(site=["embed" if c == "resid_pre" else f"L{i}" for i, c in short.to_numpy()])
+            drawn["probes"] = _panels(named, [*SUBJECT, "variable"], (2.6, 2.0), plots.probe_bars, columns=4)
+        if "components" in t:
+            drawn["components"] = _panels(t["components"], [*SUBJECT, "region"], (3.6, 2.2), plots.component_bars)
+        prefix = figures / f"rule_steps_{tables.name}"
+        return [
+            path
+            for name, fig in drawn.items()
+            if fig is not None
+            for path in plots.save_figure(fig, prefix.with_name(f"{prefix.name}_{name}"))
+        ]
