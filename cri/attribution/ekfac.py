@@ -48,23 +48,13 @@ class Eigenbasis:
     right: Float[Tensor, "n n"] | None
     eigenvalues: Float[Tensor, "m n"]
 
-    def to(self, device: torch.device) -> Eigenbasis:
+    def to(self, device: torch.device | str) -> Eigenbasis:
         left, right = (None if side is None else side.to(device) for side in (self.left, self.right))
         return Eigenbasis(left, right, self.eigenvalues.to(device))
 
-    def divide(self, x: Float[Tensor, "query size"], damping: float) -> Float[Tensor, "query size"]:
-        """(F + damping)^-1 applied to flattened gradients."""
-        m, n = self.eigenvalues.shape
-        out = torch.empty_like(x)
-        for rows in torch.arange(len(x), device=x.device).split(max(1, (1 << 24) // (m * n))):
-            y = x[rows].view(-1, m, n)
-            y = y if self.left is None else self.left.T @ y
-            y = y if self.right is None else y @ self.right
-            y = y / (self.eigenvalues + damping)
-            y = y if self.left is None else self.left @ y
-            y = y if self.right is None else y @ self.right.T
-            out[rows] = y.flatten(1)
-        return out
+    def rotate(self, pieces: list[Part]) -> list[Part]:
+        """Factors of U_L^T g U_R from those of g."""
+        return [Part(_rotate(left, self.left), _rotate(right, self.right)) for left, right in pieces]
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,18 +227,21 @@ def fit_ekfac(
                         if total is not None:
                             whole = unpadded or block.uses[0].kind in ("gain", "shift")
                             total += _second_moment(factor.flatten(0, 1) if whole else factor[real], size)
-        bases = [[None if c is None else torch.linalg.eigh(c).eigenvectors for c in pair] for pair in moments]
+        vectors = [[None if c is None else torch.linalg.eigh(c).eigenvectors for c in pair] for pair in moments]
         dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
-        bases = [[None if q is None else q.to(dtype) for q in pair] for pair in bases]
-        eigenvalues = [torch.zeros(block.shape, dtype=torch.float64, device=device) for block in blocks]
+        bases = [
+            Eigenbasis(
+                *(None if q is None else q.to(dtype) for q in pair), torch.zeros(block.shape, device=device).double()
+            )
+            for block, pair in zip(blocks, vectors, strict=True)
+        ]
         # labels are drawn afresh: values on the draw that chose the vectors would be too large
         for _, captured in fisher_gradients(model, blocks, tokens, loss, labels, generator, batch_size, bar):
-            for block, (left, right), total in zip(blocks, bases, eigenvalues, strict=True):
-                rotated = [Part(_rotate(p.left, left), _rotate(p.right, right)) for p in parts(block, captured)]
-                total += summed_squares(rotated, block.shape)
+            for block, basis in zip(blocks, bases, strict=True):
+                basis.eigenvalues.add_(summed_squares(basis.rotate(parts(block, captured)), block.shape))
     fitted = tuple(
-        Eigenbasis(left, right, (total / len(tokens)).clamp(min=0).to(dtype)).to(torch.device("cpu"))
-        for (left, right), total in zip(bases, eigenvalues, strict=True)
+        dataclasses.replace(b, eigenvalues=(b.eigenvalues / len(tokens)).clamp(min=0).to(dtype)).to("cpu")
+        for b in bases
     )
     coverage = gradient_coverage(model, tokens, parameters, output=loss)
     return EKFAC(tuple(b.parameters for b in blocks), fitted, labels, seed, len(tokens), coverage)

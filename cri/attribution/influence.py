@@ -60,20 +60,23 @@ def influence(
     blocks = fisher.blocks(model)
     dampings = fisher.dampings(damping, relative_damping)
     bases = [basis.to(train.ids.device) for basis in fisher.bases]
+    # in the eigenbasis the EK-FAC Fisher is diagonal, and factors are cheap to rotate
+    rotations = [basis.rotate for basis in bases]
+    damped = [(b.eigenvalues + d).flatten() for b, d in zip(bases, dampings, strict=True)]
     # gradient, solution, residual, preconditioned residual, direction, its image, and one in passing
     plan = plan_memory(model, blocks, train, test, output, batch_size, max_bytes, False, 7 if cg_steps else 1)
     scores = np.zeros((len(train), len(test)), dtype=np.float64 if plan.itemsize == 8 else np.float32)
     for queries in plan.query_groups(test):
-        held, _ = hold(model, blocks, test[queries], output, plan)
+        held, _ = hold(model, blocks, test[queries], output, plan, rotations)
         gradients = [g for g in held if isinstance(g, Tensor)]
-        solution = [b.divide(g, d) for b, g, d in zip(bases, gradients, dampings, strict=True)]
+        solution = [g / e for g, e in zip(gradients, damped, strict=True)]
         if cg_steps:
             cases = train if cg_tokens is None else on_model(model, cg_tokens)
             solution = conjugate_gradients(
                 model, fisher, cases, gradients, solution, dampings,
                 loss=loss, steps=cg_steps, batch_size=plan.batch_size, progress=progress,
             )  # fmt: skip
-        scores[:, queries], _ = stream(model, blocks, train, loss, solution, plan.batch_size, progress)
+        scores[:, queries], _ = stream(model, blocks, train, loss, solution, plan.batch_size, progress, rotations)
     return scores
 
 
@@ -95,24 +98,26 @@ def conjugate_gradients(
     F here is the Fisher of all covered parameters together, not block by block: the average over `tokens`
     of the outer products of their gradients, one fixed draw of sampled labels a case (or the empirical
     ones, as `fisher` was fitted). A product with F costs a backward pass over `tokens` and two matrix
-    products; nothing of size parameters x cases is kept. Stopping early regularises.
+    products; nothing of size parameters x cases is kept. Stopping early regularises. Gradients, start and
+    solution are in the coordinates of the eigenbases.
     """
     blocks = fisher.blocks(model)
     bases = [basis.to(tokens.ids.device) for basis in fisher.bases]
+    damped = [(b.eigenvalues + d).flatten() for b, d in zip(bases, dampings, strict=True)]
 
     def product(x: Sequence[Tensor], bar: tqdm) -> list[Tensor]:
         out = [v * d for v, d in zip(x, dampings, strict=True)]
         # seeded alike every time: F must be the same matrix in every step
         generator = torch.Generator(tokens.ids.device).manual_seed(fisher.seed + 1)
         for _, captured in fisher_gradients(model, blocks, tokens, loss, fisher.labels, generator, batch_size, bar):
-            flat = [materialise(parts(block, captured), block.shape).flatten(1) for block in blocks]
+            flat = [
+                materialise(basis.rotate(parts(block, captured)), block.shape).flatten(1)
+                for block, basis in zip(blocks, bases, strict=True)
+            ]
             along = torch.stack([v @ g.T for v, g in zip(x, flat, strict=True)]).sum(0) / len(tokens)
             for total, g in zip(out, flat, strict=True):
                 total.addmm_(along, g)
         return out
-
-    def precondition(residual: Sequence[Tensor]) -> list[Tensor]:
-        return [b.divide(r, d) for b, r, d in zip(bases, residual, dampings, strict=True)]
 
     def dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Float[Tensor, "query 1"]:
         return torch.stack([(v * w).sum(1, keepdim=True) for v, w in zip(a, b, strict=True)]).sum(0)
@@ -121,7 +126,7 @@ def conjugate_gradients(
     with tqdm(total=total, desc="conjugate gradients", unit="case", disable=not progress, leave=False) as bar:
         x = [v.clone() for v in start]
         residual = [g - v for g, v in zip(gradients, product(x, bar), strict=True)]
-        z = precondition(residual)
+        z = [r / e for r, e in zip(residual, damped, strict=True)]
         direction = [v.clone() for v in z]
         rz = dot(residual, z)
         for _ in range(steps):
@@ -131,7 +136,7 @@ def conjugate_gradients(
             for v, r, p, q in zip(x, residual, direction, image, strict=True):
                 v += alpha * p
                 r -= alpha * q
-            z = precondition(residual)
+            z = [r / e for r, e in zip(residual, damped, strict=True)]
             rz, before = dot(residual, z), rz
             beta = torch.nan_to_num(rz / before, nan=0.0, posinf=0.0, neginf=0.0)
             direction = [v + beta * p for v, p in zip(z, direction, strict=True)]

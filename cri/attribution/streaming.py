@@ -7,7 +7,7 @@ the queries do not fit, the training set is passed over several times.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,10 @@ from cri.errors import CriError, out_of_range
 
 Held = Float[Tensor, "query _"] | list[Part]
 """Query gradients of one block: flattened, or as factors."""
+
+
+Rotate = Callable[[list[Part]], list[Part]]
+"""An orthogonal change of the coordinates of a block's gradient, applied to its factors."""
 
 
 def on_model(model: nn.Module, tokens: TokenTable) -> TokenTable:
@@ -110,9 +114,14 @@ def _positions(model: nn.Module, blocks: Sequence[Block], tokens: TokenTable, ou
 
 
 def hold(
-    model: nn.Module, blocks: Sequence[Block], queries: TokenTable, output: Output, plan: Plan
+    model: nn.Module,
+    blocks: Sequence[Block],
+    queries: TokenTable,
+    output: Output,
+    plan: Plan,
+    rotations: Sequence[Rotate] | None = None,
 ) -> tuple[list[Held], Float[np.ndarray, " query"]]:
-    """Gradients df/dtheta of the queries, block by block, and their norms."""
+    """Gradients df/dtheta of the queries, block by block (rotated if asked), and their norms."""
     device = queries.ids.device
     norms = np.zeros(len(queries))
     # materialised gradients go straight to their rows; factors are joined when their widths are known
@@ -125,6 +134,8 @@ def hold(
         square = torch.zeros(len(rows), device=device, dtype=torch.float64)
         for i, block in enumerate(blocks):
             pieces = parts(block, captured)
+            if rotations is not None:
+                pieces = rotations[i](pieces)
             if plan.factored[i]:
                 factors[i].append(pieces)
                 square += squared_norms(pieces)
@@ -162,6 +173,7 @@ def stream(
     held: Sequence[Held],
     batch_size: int,
     progress: bool,
+    rotations: Sequence[Rotate] | None = None,
 ) -> tuple[Float[np.ndarray, "train query"], Float[np.ndarray, " train"]]:
     """Inner products of every training case's -dL/dtheta with the held vectors, and its norm."""
     scores: np.ndarray | None = None
@@ -175,8 +187,10 @@ def stream(
             captured = capture(model, blocks, batch, lambda logits, batch=batch: loss(logits, batch))
             total: Tensor | None = None
             square = torch.zeros(len(rows), device=train.ids.device, dtype=torch.float64)
-            for block, query in zip(blocks, held, strict=True):
+            for i, (block, query) in enumerate(zip(blocks, held, strict=True)):
                 pieces = parts(block, captured)
+                if rotations is not None:
+                    pieces = rotations[i](pieces)
                 if isinstance(query, Tensor):
                     flat = materialise(pieces, block.shape, space).flatten(1)
                     term = flat @ query.T

@@ -35,6 +35,8 @@ def continuations(
         For each the whole completion (prefix and what was written) and whether it ended. Room is what is
         left of the completion and a quarter more.
     """
+    if not starts:
+        return []
     tokens = run.tokens
     model = run.model if model is None else model
     if prompts is None:

@@ -200,6 +200,8 @@ def _last_result(lines: Sequence[TraceLine], text: str) -> str:
 
 def _layouts(run: Run | Materials, places: list[_Place]) -> list[tuple[_Place, tuple[str, ...]]]:
     """Each place with the tokens of its prompt and completion up to the cut, digits blanked."""
+    if not places:
+        return []
     prompts = [run.format.prompt(run.task, *run.task.operands[p.case]) for p in places]
     written = [p.base_text[: p.cut] if run.format.name != "direct" else "" for p in places]
     tokenizer = run.tokenizer

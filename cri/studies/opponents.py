@@ -158,7 +158,7 @@ def hf_trainer_seconds(
             torch_compile=compiled,
             dataloader_num_workers=4 if cuda else 0,
             dataloader_pin_memory=cuda,
-            dataloader_drop_last=True,
+            dataloader_drop_last=len(rows) >= size,
             logging_steps=50,
             save_strategy="no",
             report_to="none",

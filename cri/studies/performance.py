@@ -47,6 +47,7 @@ class PerformanceConfig:
     """Grid size of the addition task."""
     nano_steps: int = 100
     """Steps measured of the 4,000 of a `nano` run (both sides)."""
+    paper_model: str = "gpt2-shape"
     paper_steps: int = 3
     """Steps measured of the 31,900 of the paper's protocol (opponent; ours takes ten times as many)."""
     one_by_one: int = 20
@@ -70,8 +71,9 @@ PRESETS = {
         replicas_measured=256, trace_steps=6, trace_tokens=2048, trace_batch=64, trace_micro=16, growth_steps=100,
     ),
     "test": PerformanceConfig(
-        name="test", size=12, nano_steps=4, paper_steps=2, one_by_one=2, replicas=4, replica_steps=4,
-        replicas_measured=2, trace_steps=1, trace_tokens=24, trace_batch=2, trace_micro=1, growth_steps=2,
+        name="test", size=12, nano_steps=4, paper_model="nano", paper_steps=2, one_by_one=2, replicas=4,
+        replica_steps=4, replicas_measured=2, trace_steps=1, trace_tokens=24, trace_batch=2, trace_micro=1,
+        growth_steps=2,
     ),
 }  # fmt: skip
 
@@ -138,7 +140,8 @@ def nano(config: PerformanceConfig, device: str) -> Iterator[Row]:
     ]  # fmt: skip
     for label, kind, compiled in variants:
         own = TrainConfig(steps=of, precision=kind)  # pyright: ignore[reportArgumentType]
-        startup, each = _step_seconds(materials, _model("nano", materials.tokens), own, device, steps, compiled=compiled)
+        model = _model("nano", materials.tokens)
+        startup, each = _step_seconds(materials, model, own, device, steps, compiled=compiled)
         yield _row(
             f"nano run, 4,000 steps of 256{label}", f"transformers.Trainer ({precision})", startup + of * each,
             of * theirs / few, f"{steps} steps", f"{few} steps", "4,000 steps",
@@ -156,30 +159,29 @@ def paper(config: PerformanceConfig, device: str) -> Iterator[Row]:
     held_out = materials.split.test_ids
     theirs_steps = config.paper_steps
     theirs = paper_loop_seconds(
-        _model("gpt2-shape", materials.tokens), materials.tokens, materials.split.train_ids, device,
+        _model(config.paper_model, materials.tokens), materials.tokens, materials.split.train_ids, device,
         steps=theirs_steps, warmup=min(5, theirs_steps),
     ) * of / theirs_steps  # fmt: skip
     few = held_out[: config.one_by_one]
     one_by_one = generate_seconds(
-        _model("gpt2-shape", materials.tokens), materials.tokens, few, device, batch_size=1, max_new_tokens=4
+        _model(config.paper_model, materials.tokens), materials.tokens, few, device, batch_size=1, max_new_tokens=4
     ) * len(held_out) / len(few)  # fmt: skip
     cuda = device.startswith("cuda")
-    for label, precision, compiled in [("tf32", "tf32", False), ("bf16", "bf16", False), ("tf32, compiled", "tf32", True)]:
-        if not cuda and label != "tf32":
-            continue
+    variants = [("tf32", "tf32", False), ("bf16", "bf16", False), ("tf32, compiled", "tf32", True)]
+    for label, precision, compiled in variants if cuda else [("fp32", "fp32", False)]:
         steps = 10 * theirs_steps if cuda else theirs_steps
         train = TrainConfig(
             steps=of, batch_size=30, lr=1e-4, warmup=0.01, beta2=0.999, grad_clip=0.0,
             precision=precision,  # pyright: ignore[reportArgumentType]
         )  # fmt: skip
-        model = _model("gpt2-shape", materials.tokens)
+        model = _model(config.paper_model, materials.tokens)
         startup, each = _step_seconds(materials, model, train, device, steps, compiled=compiled)
         synchronize(device)
         started = time.perf_counter()
         decode(model, materials.tokens[held_out])
         validation = time.perf_counter() - started
         yield _row(
-            f"gpt2-shape, 31.9k steps of 30, {validations} validations of {len(held_out)} cases ({label})",
+            f"{config.paper_model}, 31.9k steps of 30, {validations} validations of {len(held_out)} cases ({label})",
             "loop of the paper's public code (fp32, padded to 50, one case at a time)",
             startup + of * each + validations * validation, theirs + validations * one_by_one,
             f"{steps} steps, 1 validation", f"{theirs_steps} steps, {len(few)} cases", "31,900 steps",
@@ -238,13 +240,13 @@ def replicas(config: PerformanceConfig, device: str) -> Iterator[Row]:
             out.append(Replica(seed, train))
         return out
 
-    def together(count: int, steps: int, precision: str, compiled: bool | None, method: Any = "auto") -> tuple[float, Any]:
+    def together(count: int, steps: int, precision: str, compiled: bool | None) -> tuple[float, Any]:
         train = TrainConfig(steps=steps, precision=precision)  # pyright: ignore[reportArgumentType]
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
             path = train_replicas(
                 materials.config.replace(train=train), some(count), Path(folder), device=device, compiled=compiled,
-                method=method, progress=False,
+                progress=False,
             )  # fmt: skip
             seconds = time.perf_counter() - started
             return seconds, load_bank(path)
@@ -262,7 +264,7 @@ def replicas(config: PerformanceConfig, device: str) -> Iterator[Row]:
         ("this package's loop, one model after another", alone, f"{min(of // 2, steps)} steps of 1 model"),
         ("transformers.Trainer, one model after another", by_trainer, f"{few} steps of 1 model"),
     ]
-    variants = [("fp32", None)] if not cuda else [("bf16", True), ("bf16", False), ("tf32", True)]
+    variants = [("fp32", None)] if not cuda else [("bf16", True), ("bf16", False)]
     for kind, compiled in variants:
         own_steps = steps if compiled is not False else max(2, steps // 10)
         seconds, bank = together(measured, own_steps, kind, compiled)
@@ -283,9 +285,26 @@ def replicas(config: PerformanceConfig, device: str) -> Iterator[Row]:
             )  # fmt: skip
     if cuda:
         for count in (1, 4, 16, 64, 256):
-            base, _ = together(count, 50, "bf16", False, "stacked")
-            seconds, _ = together(count, 250, "bf16", False, "stacked")
-            yield {"work": f"R = {count}, uncompiled", "ours_s": (seconds - base) / 200, "of": "1 step of all"}
+            yield {
+                "work": f"R = {count}, uncompiled", "ours_s": _stacked_step_seconds(materials, count, 200, device),
+                "of": "1 step of all",
+            }  # fmt: skip
+
+
+def _stacked_step_seconds(materials: Materials, count: int, steps: int, device: str) -> float:
+    from cri.stacked import Layout, Member, StackedTrainer
+    from cri.studies.opponents import synchronize
+
+    model = _model("nano", materials.tokens)
+    layout = Layout(model)
+    members = [Member(layout.flatten(model), materials.split.train_ids, seed, 1e-3, 0.0) for seed in range(count)]
+    config = TrainConfig(steps=4000, precision="bf16")
+    trainer = StackedTrainer(model, layout, materials.tokens, members, config, device)
+    trainer.run(10)
+    synchronize(device)
+    started = time.perf_counter()
+    trainer.run(10 + steps)
+    return (time.perf_counter() - started) / steps
 
 
 def _flops(model: PreTrainedModel, n_tokens: int, width: int) -> float:
@@ -352,8 +371,9 @@ def traces(config: PerformanceConfig, device: str) -> Iterator[Row]:
         each = (time.perf_counter() - ready) / config.trace_steps
         rate = _flops(model, per_step, config.trace_tokens) / each
         share = f", {100 * rate / PEAK_BF16:.1f} % of 989 TFLOP/s" if cuda else ""
+        work = f"{config.trace_batch} x {config.trace_tokens} tokens a step"
         yield _row(
-            f"SmolLM2-135M's shape (random weights), {config.trace_batch} x {config.trace_tokens} tokens a step, {label}",
+            f"SmolLM2-135M's shape (random weights), {work}, {label}",
             "transformers.Trainer (bf16)" if cuda else "transformers.Trainer", each, theirs,
             f"{config.trace_steps} steps", f"{few} steps", "1 step",
             f"{per_step / each:.0f} tokens a second, {rate / 1e12:.2f} TFLOP/s{share}; start {ready - started:.0f} s; "
@@ -455,7 +475,8 @@ def run(config: PerformanceConfig) -> Path:
             for row in PARTS[part](config, device):
                 rows.append({"part": part, **row})
                 ratio = f"  {row['ratio']:.1f}x {row['opponent']}" if "ratio" in row else ""
-                print(f"{part}: {row['work']}: {row.get('ours_s', math.nan):.4g} s{ratio}  {row.get('note', '')}", flush=True)
+                ours = row.get("ours_s", math.nan)
+                print(f"{part}: {row['work']}: {ours:.4g} s{ratio}  {row.get('note', '')}", flush=True)
                 record()
         except Exception as error:  # a part that cannot run here must not lose the others
             failures[part] = f"{type(error).__name__}: {error}"

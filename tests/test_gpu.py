@@ -1,0 +1,88 @@
+"""The same numbers on a GPU as on CPU; skipped where there is none."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from cri.config import RunConfig, TrainConfig
+from cri.evaluation import decode
+from cri.stacked import Layout, Member, StackedTrainer
+from cri.train import prepare
+from cri.training import Trainer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+CONFIG = RunConfig(
+    task_params={"size": 20}, split_params={"half_side": 3}, train=TrainConfig(steps=40, batch_size=64, lr=1e-3)
+)
+
+
+def losses(config, device, **options):
+    materials, found = prepare(config), []
+    trainer = Trainer(materials.model, materials.tokens, materials.split.train_ids, config.train, device, **options)
+    trainer.run(config.train.steps, 10, lambda p: found.append(p.loss))
+    return np.array(found), trainer
+
+
+@pytest.mark.parametrize("model", ["nano", "nano-rope"])
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-3), ("tf32", 2e-2), ("bf16", 5e-2)])
+def test_graphed_training_follows_the_cpu(model, precision, tolerance):
+    config = CONFIG.replace(model=model, precision=precision)
+    expected, _ = losses(config.replace(precision="fp32"), "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a failed capture warns
+        found, trainer = losses(config, "cuda", compiled=False)
+    assert trainer._graphed.graphs
+    np.testing.assert_allclose(found, expected, rtol=tolerance)
+
+
+def test_accumulation_and_checkpointing_follow_the_whole_batch():
+    expected, _ = losses(CONFIG, "cuda", compiled=False)
+    for change in ({"micro_batch": 24}, {"gradient_checkpointing": True}):
+        found, _ = losses(CONFIG.replace(**change), "cuda", compiled=False)
+        np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("model", ["nano", "nano-rope"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_stack_follows_single_runs(model, compiled):
+    config = CONFIG.replace(model=model)
+    materials = prepare(config)
+    layout = Layout(materials.model)
+    seeds, members = (0, 1, 2), []
+    for seed in seeds:
+        start = layout.flatten(prepare(config.replace(seed=seed)).model)
+        members.append(Member(start, materials.split.train_ids, seed, config.train.lr, 0.0))
+    trainer = StackedTrainer(
+        materials.model, layout, materials.tokens, members, config.train, "cuda", compiled=compiled, log_every=10
+    )
+    trainer.run(config.train.steps)
+    for k, seed in enumerate(seeds):
+        expected, _ = losses(config.replace(seed=seed), "cpu")
+        np.testing.assert_allclose(trainer.losses[:, k].cpu(), expected, rtol=2e-3)
+
+
+def test_varied_widths_and_resume(tmp_path):
+    config = CONFIG.replace(task_params={"size": 120}, split_params={"half_side": 3}, tokenizer="digit", steps=60)
+    expected, _ = losses(config, "cuda", compiled=False)
+    materials = prepare(config)
+    half = Trainer(materials.model, materials.tokens, materials.split.train_ids, config.train, "cuda", compiled=False)
+    half.run(30)
+    half.save(tmp_path / "c.safetensors", {})
+    again = prepare(config)
+    rest = Trainer(again.model, again.tokens, again.split.train_ids, config.train, "cuda", compiled=False)
+    rest.restore(tmp_path / "c.safetensors", {})
+    found: list[float] = []
+    rest.run(60, 10, lambda p: found.append(p.loss))
+    np.testing.assert_allclose(found, expected[3:], rtol=1e-3)
+
+
+def test_decoding_agrees_with_the_cpu():
+    materials = prepare(dataclasses.replace(CONFIG))
+    expected = decode(materials.model, materials.tokens)
+    found = decode(materials.model.to("cuda"), materials.tokens)
+    assert (expected.ids == found.ids).mean() > 0.99
