@@ -30,7 +30,10 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Writes tensors, metadata and their checksum to one file, atomically."""
     with atomic_path(path) as temporary:
-        save_file(dict(tensors), temporary, metadata={**metadata, "sha256": tensors_sha256(tensors)})
+        try:
+            save_file(dict(tensors), temporary, metadata={**metadata, "sha256": tensors_sha256(tensors)})
+        except SafetensorError as error:  # a full disk, as safetensors reports it
+            raise OSError(str(error)) from error
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

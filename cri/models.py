@@ -93,7 +93,7 @@ def is_preset(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps transformers' own bars and load reports off the terminal."""
     from transformers.utils import logging
 
@@ -110,7 +110,7 @@ def _quiet() -> Iterator[None]:
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """A `save_pretrained` folder with weights in safetensors and the tokenizer beside them."""
-    with _quiet():
+    with quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
@@ -130,7 +130,7 @@ def load_pretrained(
 
         name_or_path = str(smollm2_folder())
     try:
-        with _quiet():
+        with quiet():
             model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
             tok = AutoTokenizer.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:

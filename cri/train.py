@@ -6,7 +6,9 @@ A finished folder holds `config.json`, `split.json`, `model/` (save_pretrained, 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -28,6 +30,7 @@ from cri.runs import (
     verify,
     write_json,
     write_text,
+    writing_to,
 )
 from cri.splits import Split, make_split
 from cri.tasks import Task, make_task
@@ -142,6 +145,10 @@ def resolve_device(device: str) -> str:
     """`auto` is the GPU where there is one."""
     import torch
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and device in ("auto", "cuda"):
+        from accelerate import PartialState
+
+        return str(PartialState().device)  # each process its own
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -178,14 +185,21 @@ def train_run(
     """
     if checkpoint_every < 1:
         raise out_of_range("checkpoint_every", checkpoint_every, "at least 1")
+    from cri.training import from_first_process, process_rank
+
     folder = run_folder(out, config.name, config.to_dict())
-    with locked(folder):
-        if is_complete(folder):
-            verify(folder)
-            materials = prepare(config)
-            require_same(folder, read_json(folder / "manifest.json")["identity"], materials.identity)
+    first = process_rank()[0] == 0
+    # under `accelerate launch` the first process alone holds the lock, reads what is there and writes
+    with locked(folder) if first else contextlib.nullcontext():
+        if from_first_process(is_complete(folder)):
+            if first:
+                verify(folder)
+                expected = prepare(config).identity
+                require_same(folder, read_json(folder / "manifest.json")["identity"], expected)
             return folder
-        _train(folder, prepare(config), resolve_device(device), checkpoint_every, evals, progress, position)
+        with writing_to(folder):
+            _train(folder, prepare(config), resolve_device(device), checkpoint_every, evals, progress, position)
+        from_first_process(None)  # nobody leaves before the folder is whole
     return folder
 
 
@@ -196,8 +210,10 @@ def require_same(folder: Path, found: dict[str, str], expected: dict[str, str]) 
 
 
 def begin_run(folder: Path, materials: Materials) -> None:
-    """Writes what is known before training."""
+    """Writes what is known before training, and removes what a killed process left half-written."""
     split = materials.split
+    for stale in folder.glob(".*.tmp"):
+        stale.unlink()
     write_json(folder / "config.json", materials.config.to_dict())
     write_json(folder / "split.json", {**split.info, "n_train": int(split.train.sum()), "n_test": int(split.test.sum())})
 
@@ -233,16 +249,19 @@ def _train(
     from cri.checkpoints import append_metrics, truncate_metrics
     from cri.evaluation import accuracy_by_part, predictions
     from cri.models import LoraConfig, add_lora, merge_lora
-    from cri.training import Progress, Trainer
+    from cri.training import Progress, Trainer, from_first_process, process_rank
 
     config, split = materials.config, materials.split
-    begin_run(folder, materials)
+    first = process_rank()[0] == 0
+    if first:
+        begin_run(folder, materials)
     model: Any = add_lora(materials.model, LoraConfig(), config.seed) if config.lora else materials.model
     trainer = Trainer(model, materials.tokens, split.train_ids, config.train, device)
     checkpoint, metrics = folder / CHECKPOINT, folder / METRICS
-    if checkpoint.exists():
+    if from_first_process(checkpoint.exists()):
         trainer.restore(checkpoint, materials.identity)
-    truncate_metrics(metrics, trainer.step)
+    if first:
+        truncate_metrics(metrics, trainer.step)
 
     rng = np.random.default_rng(0)
     sample = np.sort(
@@ -254,7 +273,7 @@ def _train(
         initial=trainer.step,
         desc=config.name,
         unit="step",
-        disable=not progress,
+        disable=not (progress and first),
         position=position,
         mininterval=0.5 if sys.stderr.isatty() else 10,
     )
@@ -272,7 +291,9 @@ def _train(
     for stop in stops:
         if stop <= trainer.step:
             continue
-        trainer.run(stop, on_log=on_log)
+        trainer.run(stop, on_log=on_log if first else None)
+        if not first:
+            continue
         if stop % eval_every == 0 and stop < config.train.steps:
             table = predictions(
                 model, materials.tokenizer, materials.tokens, materials.task, materials.format, split, sample
@@ -284,6 +305,8 @@ def _train(
             trainer.save(checkpoint, materials.identity)
     bar.close()
     train_seconds = time.perf_counter() - started
+    if not first:
+        return
 
     model = merge_lora(model) if config.lora else model
     table = predictions(model, materials.tokenizer, materials.tokens, materials.task, materials.format, split)
@@ -316,8 +339,6 @@ def train_runs(
 
     Results do not depend on `jobs`. Raises the first error after the other runs have finished.
     """
-    import os
-
     import joblib
 
     device = resolve_device(device)

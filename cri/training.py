@@ -373,6 +373,15 @@ def process_rank() -> tuple[int, int]:
     return state.process_index, state.num_processes
 
 
+def from_first_process(value: Any) -> Any:
+    """The first process's `value`, in every process; all wait for it."""
+    if process_rank()[1] == 1:
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
 def _sum_over_processes(tensors: Sequence[Tensor]) -> None:
     """Adds up each tensor over all processes, in place, in one exchange."""
     flat = torch.cat([t.flatten() for t in tensors])

@@ -353,7 +353,7 @@ def kronfluence_scores(model, layers, train, test, folder, batch_size, strategy)
     return analyzer.load_pairwise_scores("scores")["all_modules"].T.numpy(), seconds
 
 
-def compare_with_kronfluence(model, train, test, folder, batch_size=128) -> dict[str, tuple[float, float, float]]:
+def compare_with_kronfluence(model, train, test, folder, batch_size=256) -> dict[str, tuple[float, float, float]]:
     """By method: relative difference of scores, our CPU seconds and kronfluence's, over all linear layers."""
     model, layers = linear_only(model)
     names = [f"{layer}.*" for layer in layers]

@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 from cri.attribution.gradients import gradient_coverage
 from cri.attribution.layers import Block, Captured, Part, capture, find_blocks, parts, summed_squares
 from cri.attribution.outputs import Output, log_likelihood
-from cri.attribution.streaming import batches, on_model
+from cri.attribution.streaming import batches, on_model, plan_memory
 from cri.data import TokenTable
 from cri.errors import CorruptRunError, CriError, out_of_range, unknown_name
 
@@ -182,8 +182,9 @@ def fit_ekfac(
     labels: str = "sampled",
     parameters: Sequence[str] = ("*",),
     seed: int = 0,
-    batch_size: int = 128,
+    batch_size: int = 256,
     max_factor_dim: int = 4096,
+    max_bytes: int = 2 << 30,
     progress: bool = True,
 ) -> EKFAC:
     """Fit the EK-FAC Fisher on `tokens` (the training cases) in two passes.
@@ -194,8 +195,9 @@ def fit_ekfac(
             cross-entropy); `empirical` keeps them.
         parameters: glob patterns of parameter names.
         seed: of the sampled labels; the same seed and batch size give the same fit.
-        batch_size: examples in one backward pass.
+        batch_size: upper bound on the examples in one backward pass.
         max_factor_dim: longest side that is given an eigenbasis.
+        max_bytes: memory for one batch; the second moments come on top.
 
     Second moments are accumulated and decomposed in float64. Raises `CriError` for a parameter of an
     unsupported layer, naming it.
@@ -206,6 +208,7 @@ def fit_ekfac(
     blocks = find_blocks(model, parameters)
     device = tokens.ids.device
     generator = torch.Generator(device).manual_seed(seed)
+    batch_size = plan_memory(model, blocks, tokens, tokens, loss, batch_size, max_bytes, False).batch_size
 
     def sides(block: Block) -> list[bool]:
         """Which sides get an eigenbasis: not a single row, not too long, not one-hot in every use."""
@@ -220,20 +223,27 @@ def fit_ekfac(
     with tqdm(total=2 * len(tokens), desc="EK-FAC", unit="case", disable=not progress, leave=False) as bar:
         for batch, captured in fisher_gradients(model, blocks, tokens, loss, labels, generator, batch_size, bar):
             real = batch.token_mask[:, 1:]
-            unpadded = bool(real.all())
             for block, moment in zip(blocks, moments, strict=True):
-                for part in parts(block, captured, compress=False):
-                    for factor, size, total in zip(part, block.shape, moment, strict=True):
+                every, nonzero = parts(block, captured, compress=False), parts(block, captured)
+                for inputs, gradients in zip(every, nonzero, strict=True):
+                    # inputs count at every real position; a gradient of zero adds nothing to its own side
+                    left, right = (side.flatten(0, 1) for side in gradients)
+                    if not left.is_floating_point():
+                        left = inputs.left[real]
+                    elif block.uses[0].kind not in ("gain", "shift"):
+                        right = inputs.right[real]
+                    for x, size, total in zip((left, right), block.shape, moment, strict=True):
                         if total is not None:
-                            whole = unpadded or block.uses[0].kind in ("gain", "shift")
-                            total += _second_moment(factor.flatten(0, 1) if whole else factor[real], size)
+                            total += _second_moment(x, size)
         vectors = [[None if c is None else torch.linalg.eigh(c).eigenvectors for c in pair] for pair in moments]
         dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
         bases = [
             Eigenbasis(
-                *(None if q is None else q.to(dtype) for q in pair), torch.zeros(block.shape, device=device).double()
+                None if left is None else left.to(dtype),
+                None if right is None else right.to(dtype),
+                torch.zeros(block.shape, dtype=torch.float64, device=device),
             )
-            for block, pair in zip(blocks, vectors, strict=True)
+            for block, (left, right) in zip(blocks, vectors, strict=True)
         ]
         # labels are drawn afresh: values on the draw that chose the vectors would be too large
         for _, captured in fisher_gradients(model, blocks, tokens, loss, labels, generator, batch_size, bar):

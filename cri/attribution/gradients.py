@@ -56,7 +56,7 @@ def gradient_scores(
     output: Output = log_likelihood,
     loss: Output = log_likelihood,
     parameters: Sequence[str] = ("*",),
-    batch_size: int = 128,
+    batch_size: int = 256,
     max_bytes: int = 2 << 30,
     factored: bool | None = None,
     progress: bool = True,
@@ -96,7 +96,7 @@ def tracin(
     output: Output = log_likelihood,
     loss: Output = log_likelihood,
     parameters: Sequence[str] = ("*",),
-    batch_size: int = 128,
+    batch_size: int = 256,
     max_bytes: int = 2 << 30,
     progress: bool = True,
 ) -> Float[np.ndarray, "train test"]:

@@ -39,7 +39,7 @@ def influence(
     relative_damping: float = 0.1,
     cg_steps: int = 0,
     cg_tokens: TokenTable | None = None,
-    batch_size: int = 128,
+    batch_size: int = 256,
     max_bytes: int = 2 << 30,
     progress: bool = True,
 ) -> Float[np.ndarray, "train test"]:

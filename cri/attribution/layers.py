@@ -242,7 +242,7 @@ def parts(block: Block, captured: Captured, compress: bool = True) -> list[Part]
                 out.append(Part(ones, vector.sum(1, keepdim=True)))
                 continue
             if compress:
-                keep = (gradient != 0).any(dim=2).any(dim=0)
+                keep = (gradient.amax(2).amax(0) != 0) | (gradient.amin(2).amin(0) != 0)
                 if not keep.all():
                     seen, gradient = seen[:, keep], gradient[:, keep]
             if use.kind == "embedding":

@@ -214,6 +214,11 @@ def _element_text(lines: Sequence[TraceLine], line: int, name: str) -> str:
     return lines[line].text[start - lines[line].start : stop - lines[line].start]
 
 
+def _same_line(text: str, expected: str, line: int) -> bool:
+    lines = text.split("\n")
+    return len(lines) > line and lines[line] == expected.split("\n")[line]
+
+
 _SEEN_DIGITS = ("operand:digit1", "operand:digit2", "operand:carry")
 
 
@@ -275,7 +280,8 @@ def step_edits(
         `old, new` (the element's text), `own`, `unedited` (the answer without the edit), `expected` (what
         the rule answers from the edited trace), `answer`, `outcome`, `follows`, `exact` (the whole text
         is the rule's), `text`, `expected_text`. Outcomes: `follows` (the expected answer), `returns` (the
-        unedited one), `truncated`, `breaks` (any other answer or none).
+        unedited one), `truncated`, `breaks` (any other answer or none). `next_line`: whether the line after the
+        edited one is the rule's, whatever follows.
 
     Raises `CriError` for an edit that is no legal element, naming the legal ones.
     """
@@ -326,6 +332,7 @@ def step_edits(
             outcome = "breaks" if done else "truncated"
         row |= {
             "unedited": unedited or "", "answer": answer or "", "outcome": outcome, "follows": outcome == "follows",
+            "next_line": _same_line(text, row["expected_text"], row["line"] + 1),
             "exact": done and text == row["expected_text"], "text": text,
         }  # fmt: skip
     return pd.DataFrame(rows)

@@ -78,10 +78,13 @@ class PatchMap:
         ]  # fmt: skip
         return pd.DataFrame(rows)
 
-    def cross_fitted(self, name: str = "rule") -> Float[np.ndarray, " pair"]:
+    def cross_fitted(self, name: str = "rule", cells: PatchMap | None = None) -> Float[np.ndarray, " pair"]:
         """`values[name]` at the cell where the rule's prediction comes true most often among the other half
-        of the pairs (every second one): the best of many cells is not judged on the pairs that picked it."""
-        hits = self.values["rule"].reshape(-1, len(self.pairs))
+        of the pairs (every second one): the best of many cells is not judged on the pairs that picked it.
+
+        `cells` picks the cell from another map of the same shape, which puts a control where the effect is.
+        """
+        hits = (cells or self).values["rule"].reshape(-1, len(self.pairs))
         shown = self.values[name].reshape(-1, len(self.pairs))
         half = np.arange(len(self.pairs)) % 2 == 0
         out = np.full(len(self.pairs), np.nan)  # a single pair has no other half

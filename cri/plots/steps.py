@@ -147,7 +147,6 @@ def agreement_map(
         table: one row a case: `row`, `col`, `correct`, `follow` (both 0 to 1), `cri` (NaN if not measured).
     """
     from matplotlib.colors import ListedColormap
-    from matplotlib.patches import Patch
 
     require_columns(table, ("row", "col", "correct", "follow", "cri"))
     ax = new_axes(ax)
@@ -156,7 +155,8 @@ def agreement_map(
     names = ("neither", "steps only", "behaviour only", "behaviour and steps")
     colors = ("#D55E00", "#E69F00", "#56B4E9", "#0072B2")
     rows, cols = table["row"].to_numpy(), table["col"].to_numpy()
-    grid = np.full((int(rows.max()) + 1, int(cols.max()) + 1), np.nan)
+    margin = 3
+    grid = np.full((int(rows.max()) + 1 + margin, int(cols.max()) + 1 + margin), np.nan)
     grid[rows, cols] = codes
     cmap = ListedColormap(list(colors)).with_extremes(bad=MISSING)
     ax.imshow(grid, cmap=cmap, vmin=-0.5, vmax=3.5, interpolation="nearest", origin="upper")
@@ -174,16 +174,13 @@ def agreement_map(
             )
     ax.set_ylabel(axis_names[0])
     ax.set_xlabel(axis_names[1])
-    ax.set_xlim(cols.min() - 3.5, cols.max() + 3.5)
-    ax.set_ylim(rows.max() + 3.5, rows.min() - 3.5)
+    ax.set_xlim(max(cols.min() - margin, 0) - 0.5, cols.max() + margin + 0.5)
+    ax.set_ylim(rows.max() + margin + 0.5, max(rows.min() - margin, 0) - 0.5)
     ax.spines[["top", "right"]].set_visible(True)
+    for name, color in zip(names, colors, strict=True):
+        ax.scatter([], [], marker="s", s=30, color=color, label=f"votes for the rule: {name}")
     if legend:
-        patches = [Patch(color=c, label=n) for c, n in zip(colors, names, strict=True)]
-        markers = ax.get_legend_handles_labels()[0]
-        ax.legend(
-            handles=[*patches, *markers], loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2,
-            title="votes for the rule", title_fontsize=7,
-        )  # fmt: skip
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), handletextpad=0.3)
     return ax
 
 

@@ -116,7 +116,7 @@ _RECORDS = Path("studies") / NAME
 PRESETS = {
     "cpu": RuleSteps(out=_RECORDS / "cpu"),
     "test": RuleSteps(
-        subjects=("addition:scratchpad:digit:0",), size=12, half_side=2, steps=60, n_cases=8, n_pairs=8, n_boot=100,
+        subjects=("addition:scratchpad:digit:0",), size=14, half_side=2, steps=60, n_cases=8, n_pairs=8, n_boot=100,
         out=_RECORDS / "test",
     ),
     "full": RuleSteps(
@@ -226,6 +226,7 @@ def run(config: RuleSteps) -> list[Path]:
                         ("agreement_rates", "Agreement with the behavioural map and the removal index")):  # fmt: skip
         if (config.out / f"{name}.csv").exists():
             table = pd.read_csv(config.out / f"{name}.csv")
+            table = table[table["seen"] == "all"].drop(columns="seen") if "seen" in table else table
             print(f"\n{title}\n{table.to_string(index=False, float_format=lambda x: f'{x:.3f}')}")
     for note in facts["notes"]:
         print(f"note: {note}")

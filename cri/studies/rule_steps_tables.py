@@ -189,8 +189,10 @@ def _interchange(run: Run, solved: np.ndarray, config: RuleSteps, notes: list[st
             }
             if untrained is not None:
                 models["untrained"] = (untrained, to_bridge(untrained, run.tokenizer), pairs, "source")
+            cells: iv.PatchMap | None = None
             for name, (model, bridge, chosen, vectors) in models.items():
                 found = iv.patch_map(model, bridge, chosen, vectors=cast("Any", vectors))
+                cells = found if name == "source" else cells
                 if name == "source":
                     table = found.table().assign(variable=variable, element=pairs.element)
                     table["token"] = table["token"].str.replace("\n", "↵")
@@ -205,8 +207,8 @@ def _interchange(run: Run, solved: np.ndarray, config: RuleSteps, notes: list[st
                             "source_id": pairs.source_cases,
                             "variable": variable,
                             "vectors": name,
-                            "rule": found.cross_fitted("rule"),
-                            "source": found.cross_fitted("source"),
+                            "rule": found.cross_fitted("rule", cells),
+                            "source": found.cross_fitted("source", cells),
                             "effect": np.abs(found.effect("toward_rule")).max(axis=(0, 1)),
                         }
                     )
@@ -308,22 +310,23 @@ def follow_table(edits: pd.DataFrame, **options: Any) -> pd.DataFrame:
 
     Of trained models only edits whose text before the element is the model's own; of the controls all.
     `kind` and `seen` are also `all`. Columns: keys, `follows` with bootstrap `low`, `high` and
-    `wilson_low`, `wilson_high`, `exact`, `returns`, `breaks` (truncated ones included), `chance`, `n`.
+    `wilson_low`, `wilson_high`, `next_line`, `exact`, `returns`, `breaks` (truncated ones included), `chance`, `n`.
     """
     used = edits[(edits["model"] != "trained") | edits["own"].eq(True)]
     used = used.assign(returns=used["outcome"] == "returns", breaks=used["outcome"].isin(["breaks", "truncated"]))
     parts = [used, used.assign(seen="all"), used.assign(kind="all"), used.assign(kind="all", seen="all")]
     keys = ["model", "region", "kind", "seen"]
-    out = _summary(pd.concat(parts), ["follows", "exact", "returns", "breaks", "chance"], keys, options)
+    out = _summary(pd.concat(parts), ["follows", "next_line", "exact", "returns", "breaks", "chance"], keys, options)
     out[["wilson_low", "wilson_high"]] = _bounds(out["follows"], out["n"])
-    kept = [c for c in out.columns if not (c.startswith(("exact_", "returns_", "breaks_", "chance_")))]
+    kept = [c for c in out.columns if not c.startswith(("next_line_", "exact_", "returns_", "breaks_", "chance_"))]
     return out[kept].sort_values([*SUBJECT, *keys], kind="stable", ignore_index=True)
 
 
 def iia_table(pairs: pd.DataFrame, **options: Any) -> pd.DataFrame:
-    """Interchange intervention accuracy at the best cell (chosen on the other half of the pairs): how often
-    the rule's prediction comes true, and how often the source's own text does, with intervals; and the
-    greatest effect of any patch of any pair (0 to rounding for `self`)."""
+    """Interchange intervention accuracy at the best cell for a source's vectors (chosen on the other half of the
+    pairs; the controls at the same cell): how often the rule's prediction comes true, and how often the
+    source's own text does, with intervals. `max_effect`: the greatest change of a logit difference by any
+    patch of any pair (0 to rounding for `self`)."""
     out = _summary(pairs, ["rule", "source"], ["variable", "region", "vectors"], options)
     out[["rule_wilson_low", "rule_wilson_high"]] = _bounds(out["rule"], out["n"])
     keys = [*SUBJECT, "variable", "region", "vectors"]

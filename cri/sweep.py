@@ -1,0 +1,172 @@
+"""Many runs from one command: tasks x formats x tokenizers x models x splits x seeds, as independent jobs.
+
+Finished runs are skipped, interrupted ones resumed; failed ones are listed with their error, and tried
+again when the command is run again. Jobs are processes of this machine, or tasks of a Ray cluster.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cri.cli import run_command
+from cri.config import RunConfig
+from cri.errors import CriError, MissingDependencyError
+from cri.recipes import recipe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Backend = Literal["processes", "ray"]
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Which runs to make. Each is trained by its task's recipe unless `steps` says otherwise."""
+
+    tasks: tuple[str, ...] = ("addition",)
+    formats: tuple[str, ...] = ("direct",)
+    tokenizers: tuple[str, ...] = ("number",)
+    models: tuple[str, ...] = ("nano",)
+    splits: tuple[str, ...] = ("square", "random")
+    seeds: tuple[int, ...] = (0,)
+    task_params: tuple[str, ...] = ()
+    """KEY=VALUE ..., for every task."""
+    half_side: int | None = None
+    """Half side of the held-out square; the split's own where not given."""
+    steps: int = 0
+    """Training steps; 0 is the recipe's."""
+    out: Path = Path("runs")
+    """Folder of runs; the sweep's table is written there as `sweep.csv`."""
+    backend: Backend = "processes"
+    """`ray` hands the jobs to the Ray cluster that RAY_ADDRESS names, or to a local one; `out` must be a folder that all
+    its machines share."""
+    jobs: int = 0
+    """Jobs at once; 0 is one a core (with Ray: as many as the cluster takes)."""
+    gpus_per_job: float = 0.0
+    """With Ray: the share of a GPU that each job is given (0.25 puts four jobs on one)."""
+    device: str = "auto"
+
+    def run_configs(self) -> Iterator[RunConfig]:
+        """One config a run, in the order of the table."""
+        from cri.cli import key_values
+
+        params = key_values("task_params", self.task_params)
+        for task in self.tasks:
+            for fmt in self.formats:
+                for tokenizer in self.tokenizers:
+                    for model in self.models:
+                        for split in self.splits:
+                            for seed in self.seeds:
+                                fields: dict[str, Any] = {"task_params": params, "split": split, "seed": seed}
+                                if split == "square" and self.half_side is not None:
+                                    fields["split_params"] = {"half_side": self.half_side}
+                                if self.steps:
+                                    fields["steps"] = self.steps
+                                yield recipe(task, fmt, tokenizer=tokenizer, model=model, **fields)
+
+
+def _job(config: RunConfig, out: Path, device: str) -> tuple[str, str]:
+    """One run; its folder's name and, where it failed, the error. Runs in a process or on a machine of its own."""
+    import torch
+
+    from cri.runs import run_folder
+    from cri.train import train_run
+
+    torch.set_num_threads(1)  # one job a core, and the same sums on any machine
+    name = run_folder(out, config.name, config.to_dict()).name
+    try:
+        train_run(config, out, device=device, progress=False)
+    except CriError as error:
+        return name, str(error)
+    except Exception as error:  # one broken job must not end the others
+        return name, f"{type(error).__name__}: {error}"
+    return name, ""
+
+
+def sweep(
+    configs: Sequence[RunConfig],
+    out: Path = Path("runs"),
+    *,
+    backend: Backend = "processes",
+    jobs: int = 0,
+    gpus_per_job: float = 0.0,
+    device: str = "auto",
+) -> pd.DataFrame:
+    """`train_run` for each config as independent jobs.
+
+    Returns one row a config: `task, format, tokenizer, model, split, seed, status` (done, failed), `train_accuracy`,
+    `test_accuracy`, `error, run` (the folder's name), also written to `sweep.csv` below `out`. The table does not depend
+    on the backend. Raises `MissingDependencyError` where Ray is asked for and absent.
+    """
+    import contextlib
+
+    import joblib
+    import pandas as pd
+
+    from cri.runs import read_json, write_text
+    from cri.train import resolve_device
+
+    out = out.resolve()
+    context: Any = contextlib.nullcontext()
+    if backend == "ray":
+        try:
+            from ray.util.joblib import register_ray
+        except ImportError as error:
+            raise MissingDependencyError("backend: needs the package ray (pip install ray)") from error
+        register_ray()
+        resources = {"num_cpus": 1} | ({"num_gpus": gpus_per_job} if gpus_per_job else {})
+        context = joblib.parallel_config("ray", ray_remote_args=resources)
+        n_jobs = jobs or -1
+    else:
+        device = resolve_device(device)
+        n_jobs = (jobs or os.cpu_count() or 1) if device == "cpu" else max(1, jobs)
+    with context:
+        done = joblib.Parallel(n_jobs=n_jobs, verbose=5)(joblib.delayed(_job)(c, out, device) for c in configs)
+    rows = []
+    for config, (name, error) in zip(configs, done, strict=True):  # pyright: ignore[reportArgumentType]
+        keys = ("task", "format", "tokenizer", "model", "split", "seed")
+        accuracy = {} if error else read_json(out / name / "manifest.json")["accuracy"]
+        rows.append(
+            {
+                **{key: getattr(config, key) for key in keys},
+                "status": "failed" if error else "done",
+                "train_accuracy": accuracy.get("train"),
+                "test_accuracy": accuracy.get("test"),
+                "error": error,
+                "run": name,
+            }
+        )
+    table = pd.DataFrame.from_records(rows)
+    write_text(out / "sweep.csv", table.to_csv(index=False))
+    return table
+
+
+def run(config: SweepConfig) -> Path:
+    """The whole command; raises `CriError` listing the runs that failed, after the others have finished."""
+    configs = list(config.run_configs())
+    if not configs:
+        raise CriError("tasks, formats, tokenizers, models, splits, seeds: give at least one of each")
+    options = {"jobs": config.jobs, "gpus_per_job": config.gpus_per_job, "device": config.device}
+    table = sweep(configs, config.out, backend=config.backend, **options)
+    print(table.drop(columns=["error", "run"]).to_string(index=False))
+    failed = table[table["status"] == "failed"]
+    for name, error in zip(failed["run"], failed["error"], strict=True):
+        print(f"failed: {name}: {error}")
+    if len(failed):
+        raise CriError(f"{len(failed)} of {len(table)} runs failed; run the same command again to try them again")
+    path = config.out / "sweep.csv"
+    print(path)
+    return path
+
+
+def main() -> None:
+    """`python -m cri.sweep`."""
+    run_command(SweepConfig, run, __doc__, prog="python -m cri.sweep")
+
+
+if __name__ == "__main__":
+    main()
