@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from cri.attention import unmasked
 from cri.data import TokenTable
 from cri.formats import Format
 from cri.readings import reading_table
@@ -55,7 +56,7 @@ def decode(
     tokens: TokenTable,
     *,
     room: int | None = None,
-    batch_tokens: int = 1 << 16,
+    batch_tokens: int | None = None,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
     stop_when_wrong: bool = False,
@@ -68,7 +69,8 @@ def decode(
         tokens: prompts to complete (reference completions only measure the room).
         room: tokens to generate at most; by default `decoding_room(tokens)`, and never beyond the
             model's table of positions.
-        batch_tokens: bound on sequences x positions held at once (memory).
+        batch_tokens: bound on sequences x positions held at once; by default 65,536, and on a GPU what a quarter of its
+            free memory holds.
         temperature: 0 decodes greedily; above 0 samples, with `generator`.
         stop_when_wrong: drop a sequence at its first token that differs from the reference (for formats
             whose text has one right form); it is reported unfinished, with what it wrote so far.
@@ -80,6 +82,8 @@ def decode(
     if limit is not None:
         room = min(room, limit - int(tokens.prompt_lengths.max()))
     n = len(tokens)
+    if batch_tokens is None:
+        batch_tokens = _positions_in_memory(model, device)
     out = torch.full((n, room), tokens.eos, dtype=torch.long)
     lengths = torch.zeros(n, dtype=torch.long)
     finished = torch.zeros(n, dtype=torch.bool)
@@ -104,6 +108,44 @@ def decode(
     return Decoded(out.numpy(), lengths.numpy(), finished.numpy())
 
 
+def _positions_in_memory(model: PreTrainedModel, device: torch.device) -> int:
+    """Sequences x positions whose keys and values (twice, as copies are made) fit into memory."""
+    if device.type != "cuda":
+        return 1 << 16
+    shape = model.config
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    per_position = 2 * 2 * 4 * shape.num_hidden_layers * heads * (shape.hidden_size // shape.num_attention_heads)
+    # what the prompt's forward pass keeps at once is wider than the cache, but only one layer deep
+    per_position += 4 * 16 * shape.hidden_size
+    return max(1 << 12, torch.cuda.mem_get_info(device)[0] // 4 // per_position)
+
+
+def _room_cache(model: PreTrainedModel, positions: int) -> Any:
+    """A KV cache that holds `positions` from the start: transformers' own copies all of it at every token."""
+    from transformers import Cache
+    from transformers.cache_utils import DynamicLayer
+
+    class Layer(DynamicLayer):
+        filled = 0
+
+        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **options: Any) -> tuple[Tensor, Tensor]:
+            if not self.is_initialized:
+                shape = (*key_states.shape[:2], positions, key_states.shape[3])
+                self.keys, self.values = key_states.new_empty(shape), value_states.new_empty(shape)
+                self.is_initialized = True
+            stop = self.filled + key_states.shape[2]
+            assert self.keys is not None
+            assert self.values is not None
+            self.keys[:, :, self.filled : stop], self.values[:, :, self.filled : stop] = key_states, value_states
+            self.filled = stop
+            return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+        def get_seq_length(self) -> int:
+            return self.filled
+
+    return Cache(layers=[Layer() for _ in range(model.config.num_hidden_layers)])
+
+
 def _decode_batch(
     model: PreTrainedModel,
     prompt: Int[Tensor, "case pos"],
@@ -113,43 +155,45 @@ def _decode_batch(
     generator: torch.Generator | None,
     reference: Int[Tensor, "case room"] | None,
 ) -> tuple[Int[Tensor, "case room"], Int[Tensor, " case"], Bool[Tensor, " case"]]:
-    from transformers import DynamicCache
-
     n, start = prompt.shape
     out = torch.full((n, room), eos, dtype=torch.long, device=prompt.device)
     lengths = torch.zeros(n, dtype=torch.long, device=prompt.device)
     finished = torch.zeros(n, dtype=torch.bool, device=prompt.device)
-    alive = torch.arange(n, device=prompt.device)
-    cache = DynamicCache(config=model.config)
+    held = torch.arange(n, device=prompt.device)  # the sequences in the cache
+    going = torch.ones(n, dtype=torch.bool, device=prompt.device)  # those of them that still write
+    cache = _room_cache(model, start + room)
     inputs = prompt
-    for i in range(room):
-        positions = torch.arange(inputs.shape[1], device=prompt.device) + (start + i - inputs.shape[1])
-        logits = model(
-            input_ids=inputs,
-            past_key_values=cache,
-            position_ids=positions[None].expand(len(inputs), -1),
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        if temperature > 0:
-            token = torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=generator)[:, 0]
-        else:
-            token = logits.argmax(-1)
-        ended = token == eos
-        out[alive, i] = token
-        lengths[alive] += ~ended
-        finished[alive] = ended
-        going = ~ended
-        if reference is not None:
-            going &= token == reference[alive, i]
-        # leaving costs a copy of the cache, so wait until an eighth of the batch has something to leave
-        n_going = int(going.sum())
-        if n_going == 0:
-            break
-        if n_going < len(alive):
-            cache.batch_select_indices(going.nonzero().flatten())  # pyright: ignore[reportArgumentType]
-            alive, token = alive[going], token[going]
-        inputs = token[:, None]
+    # asking a GPU how many are left makes it wait: seldom in long texts
+    ask_every = 8 if prompt.device.type == "cuda" and room > 16 else 1
+    with unmasked(model):
+        for i in range(room):
+            positions = torch.arange(inputs.shape[1], device=prompt.device) + (start + i - inputs.shape[1])
+            logits = model(
+                input_ids=inputs,
+                past_key_values=cache,
+                position_ids=positions[None].expand(len(inputs), -1),
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+            if temperature > 0:
+                token = torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=generator)[:, 0]
+            else:
+                token = logits.argmax(-1)
+            token = token.masked_fill(~going, eos)
+            out[held, i] = token
+            finished[held] |= going & (token == eos)
+            going = going & (token != eos)
+            lengths[held] += going
+            if reference is not None:
+                going = going & (token == reference[held, i])
+            if (i + 1) % ask_every == 0:
+                n_going = int(going.sum())
+                if n_going == 0:
+                    break
+                if n_going <= 0.875 * len(held):  # leaving costs a copy of the cache
+                    cache.batch_select_indices(going.nonzero().flatten())
+                    held, token, going = held[going], token[going], going[going]
+            inputs = token[:, None]
     return out, lengths, finished
 
 

@@ -41,6 +41,7 @@ from cri.errors import CorruptRunError, CriError, out_of_range
 from cri.evaluation import Decoded, decode
 from cri.models import is_preset, save_model
 from cri.readings import reading_table
+from cri.readings import reading_table
 from cri.runs import (
     atomic_path,
     config_hash,

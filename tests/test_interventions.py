@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 
 import numpy as np
@@ -289,7 +288,7 @@ def test_the_map_of_a_known_mechanism():
     # attention to position 0 is all there is to cut
     targets, first, second = (torch.tensor([[i == k for i in range(4)]] * 3) for k in (3, 0, 1))
     tokens = StepTokens(torch.cat([base, base[:, :1]], dim=1), targets, {"question": first, "older": second}, cases)
-    cuts = iv.knockout(bridge, tokens).set_index(["group", "layer", "head"]).sort_index()["changed"]
+    cuts = iv.attention_knockout(bridge, tokens).set_index(["group", "layer", "head"]).sort_index()["changed"]
     assert (cuts.loc[("question", 0, 0)] == 1).all()
     assert (cuts.loc[("question", 0, -1)] == 1).all()
     assert (cuts.loc[("question", -1, -1)] == 1).all()
@@ -392,8 +391,8 @@ def test_pairs_of_a_rules_trace():
         assert (a % 10 + b % 10 >= 10) != (c % 10 + d % 10 >= 10)
         total = a // 10 + b // 10 + (c % 10 + d % 10) // 10
         window = materials.tokenizer.decode(pairs.rule[i][pairs.rule[i] != IGNORE])
-        assert window  # the first sum that reads the carry, or the values read out before it
-        assert str(total) in window or re.search(r"\d", window)
+        # what follows the recited code: the sum up to the carry that it reads, or all of it
+        assert f"total={a // 10}+{b // 10}+{(c % 10 + d % 10) // 10}={total}".startswith(window.rpartition("\n")[2])
     with pytest.raises(CriError, match="differ in loop alone"):
         iv.make_pairs(materials, "loop", range(300, 320), range(300, 320))
     with pytest.raises(CriError, match="choose from carry, digit, loop"):
@@ -443,7 +442,7 @@ def test_a_whole_map_is_five_times_as_fast_as_patching_cell_by_cell():
 def test_knockout_equals_zeroed_and_renormalised_attention(scratchpad):
     tokens = iv.step_tokens(scratchpad, scratchpad.split.test_ids[:5].tolist(), step=1)
     bridge = scratchpad.bridge
-    found = iv.knockout(bridge, tokens, ["previous"]).set_index(["layer", "head"])
+    found = iv.attention_knockout(bridge, tokens, ["previous"]).set_index(["layer", "head"])
     queries = torch.zeros_like(tokens.targets)
     queries[:, :-1] = tokens.targets[:, 1:]
 
@@ -462,7 +461,7 @@ def test_knockout_equals_zeroed_and_renormalised_attention(scratchpad):
     drop = (gain * wanted).sum(-1) / wanted.sum(-1)
     assert np.allclose(found.loc[(0, 2), "drop"].to_numpy(), drop.numpy(), atol=1e-5)
     with pytest.raises(CriError, match="no token belongs to 'rule'; choose from question, previous"):
-        iv.knockout(bridge, tokens, ["rule"])
+        iv.attention_knockout(bridge, tokens, ["rule"])
 
 
 def test_step_tokens_are_the_lines_of_the_step(scratchpad):
@@ -503,7 +502,7 @@ def test_edited_rules_are_programs_that_answer_otherwise():
     assert answers["no_last_carry"] == [3, 2]
     assert answers["operation"] == [3, 5, 5]
     assert iv.edited_source(make_task("base_addition"), "base").count("total % 8") == 1
-    assert iv.edited_source(make_task("chicken_rabbit"), "base") is None
+    assert iv.edited_source(make_task("chicken_rabbit"), "operation") is None
     with pytest.raises(CriError, match="choose from unchanged, base"):
         iv.edited_source(task, "bases")
 
@@ -518,7 +517,7 @@ def test_rule_edits_ask_with_the_edited_prompt(monkeypatch):
 
     monkeypatch.setattr("cri.interventions.rule_edits.continuations", answer)
     case = task.id_of(7, 4)  # 11: without the last carry, 1
-    table = iv.rule_edits(materials, [case]).set_index("kind")
+    table = iv.edit_rules(materials, [case]).set_index("kind")
     assert set(table.index) == set(iv.RULE_EDITS)
     assert table.loc[["base", "constant", "operation"], "encodable"].tolist() == [False] * 3
     assert materials.format.prompt(task, 7, 4) in asked
@@ -527,7 +526,7 @@ def test_rule_edits_ask_with_the_edited_prompt(monkeypatch):
     assert table.loc["unchanged", "outcome"] == "other"
     assert not table.loc["removed", "tells"]
     with pytest.raises(CriError, match="no rule in its prompt"):
-        iv.rule_edits(prepare(SCRATCHPAD), [0])
+        iv.edit_rules(prepare(SCRATCHPAD), [0])
 
 
 # --- the direct format ---
@@ -564,7 +563,7 @@ def test_a_probe_finds_what_is_there_and_no_control():
     assert probe.basis.shape == (10, 2)
     assert np.allclose(probe.basis.T @ probe.basis, np.eye(2))
     # the classes differ only within the span of the three directions
-    assert np.linalg.norm(probe.basis - directions.T @ (directions @ probe.basis)) < 0.15
+    assert np.linalg.norm(probe.basis - directions.T @ (directions @ probe.basis)) < 0.3
     other = control_labels(labels, np.arange(600))
     assert (iv.fit_probe(x[:400], other[:400]).predict(x[400:]) == other[400:]).mean() < 0.5
     with pytest.raises(CriError, match="all labels are the same"):

@@ -388,8 +388,9 @@ NONE, STRONG = (0.5, 0.0, 0.0), (0.8, 0.2, 0.2)
         (NONE, NONE, (5.0, 0.1), OUTPUT),
         (NONE, NONE, (0.9, 0.1), UNDECIDED),
         (NONE, NONE, (5.0, -0.1), UNDECIDED),
-        ((0.8, 0.0, 0.2), NONE, (5.0, 0.1), OUTPUT),  # the random split shows it as well
-        ((0.8, 0.2, 0.0), NONE, (5.0, 0.1), OUTPUT),  # so does an untrained model
+        ((0.8, 0.0, 0.2), NONE, (5.0, 0.1), UNDECIDED),  # the random split shows it as well
+        ((0.8, 0.0, 0.2), STRONG, (5.0, 0.1), UNDECIDED),
+        ((0.8, 0.2, 0.0), NONE, (5.0, 0.1), OUTPUT),  # an untrained model shows it as well
         ((0.54, 0.06, 0.06), (0.54, 0.06, 0.06), (5.0, 0.1), BOTH),
         ((0.51, 0.06, 0.06), NONE, (5.0, 0.1), OUTPUT),
     ],

@@ -7,11 +7,11 @@ tidy tables aligned to case ids, or arrays over pairs of cases.
 
 from cri.interventions.components import logit_attribution
 from cri.interventions.edits import KINDS, CaseEdit, element_kind, sample_edits, step_edits
-from cri.interventions.knockout import GROUPS, knockout, step_tokens
+from cri.interventions.knockout import GROUPS, attention_knockout, step_tokens
 from cri.interventions.pairs import VARIABLES, Pairs, make_pairs
 from cri.interventions.patching import PatchMap, patch_map, patch_sites, patched_logits
 from cri.interventions.probes import ablate, fit_probe, probe_labels, probe_table, random_basis, swap_pairs
-from cri.interventions.rule_edits import RULE_EDITS, edited_source, rule_edits
+from cri.interventions.rule_edits import RULE_EDITS, edit_rules, edited_source
 
 __all__ = [
     "GROUPS",
@@ -22,10 +22,11 @@ __all__ = [
     "Pairs",
     "PatchMap",
     "ablate",
+    "attention_knockout",
+    "edit_rules",
     "edited_source",
     "element_kind",
     "fit_probe",
-    "knockout",
     "logit_attribution",
     "make_pairs",
     "patch_map",
@@ -34,7 +35,6 @@ __all__ = [
     "probe_labels",
     "probe_table",
     "random_basis",
-    "rule_edits",
     "sample_edits",
     "step_edits",
     "step_tokens",

@@ -35,9 +35,8 @@ def logit_attribution(
 
     bridge = to_bridge(run.model, run.tokenizer)
     bridge.enable_compatibility_mode(disable_warnings=True)
-    positional = "hook_pos_embed" in bridge.hook_dict
     n_layers, n_heads = bridge.cfg.n_layers, bridge.cfg.n_heads
-    names = ["hook_embed", *(["hook_pos_embed"] if positional else []), "ln_final.hook_scale"]
+    names = ["hook_embed", "hook_pos_embed", "ln_final.hook_scale"]
     names += [f"blocks.{i}.{h}" for i in range(n_layers) for h in ("attn.hook_z", "hook_attn_out", "hook_mlp_out")]
     tables, worst = [], 0.0
     w_u, w_o = bridge.W_U, bridge.W_O
@@ -51,8 +50,9 @@ def logit_attribution(
         target = run.tokens.ids[part, last + 1]
         with torch.no_grad():
             logits, cache = bridge.run_with_cache(ids, names_filter=names)
-            at = {name: cache[name][rows, last] for name in names}
-            pieces = {name.removeprefix("hook_"): at[name] for name in names if name.endswith("embed")}
+            # rotary models list hook_pos_embed, and add nothing there
+            at = {name: cache[name][rows, last] for name in names if name in cache.cache_dict}
+            pieces = {name.removeprefix("hook_"): at[name] for name in at if name.endswith("embed")}
             for i in range(n_layers):
                 z = at[f"blocks.{i}.attn.hook_z"].reshape(len(part), n_heads, -1)
                 heads = torch.einsum("chd,hdm->chm", z, w_o[i])

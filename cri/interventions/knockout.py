@@ -109,7 +109,7 @@ def _tokens(run: Run | Materials, rows: list[Any], cases: Int[np.ndarray, " case
     return StepTokens(ids, targets, groups, cases)
 
 
-def knockout(
+def attention_knockout(
     bridge: TransformerBridge, tokens: StepTokens, groups: Sequence[str] | None = None, *, batch_size: int = 128
 ) -> pd.DataFrame:
     """Effect of cutting attention from a step's tokens to each group, by layer and head.

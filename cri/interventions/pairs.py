@@ -202,28 +202,46 @@ def _layouts(run: Run | Materials, places: list[_Place]) -> list[tuple[_Place, t
     """Each place with the tokens of its prompt and completion up to the cut, digits blanked."""
     if not places:
         return []
-    prompts = [run.format.prompt(run.task, *run.task.operands[p.case]) for p in places]
-    written = [p.base_text[: p.cut] if run.format.name != "direct" else "" for p in places]
-    tokenizer = run.tokenizer
-    ids = [[*a, *b] for a, b in zip(encode_texts(tokenizer, prompts), encode_texts(tokenizer, written), strict=True)]
-    blank = {i: re.sub(r"\d+", "#", t) for t, i in tokenizer.get_vocab().items()}
-    return [(place, tuple(blank[i] for i in row)) for place, row in zip(places, ids, strict=True)]
+    prompts = encode_texts(run.tokenizer, [run.format.prompt(run.task, *run.task.operands[p.case]) for p in places])
+    texts = dict.fromkeys(p.base_text for p in places)
+    encoded = dict(zip(texts, _encoded(run, list(texts)), strict=True))
+    blank = {i: re.sub(r"\d+", "#", t) for t, i in run.tokenizer.get_vocab().items()}
+    out = []
+    for place, prompt in zip(places, prompts, strict=True):
+        given, _ = _divided(*encoded[place.base_text], place.cut)
+        out.append((place, tuple(blank[i] for i in [*prompt, *given])))
+    return out
 
 
-def _texts(run: Run | Materials, place: _Place, other: _Place) -> tuple[str, str, str] | None:
-    """What base, rule and source write behind the cut."""
+def _encoded(run: Run | Materials, texts: list[str]) -> list[tuple[list[int], Int[np.ndarray, " token"]]]:
+    if run.format.name == "direct":  # the scratchpad that its places are found in is never shown
+        return [([], np.zeros(0, dtype=np.int64))] * len(texts)
+    return encode_with_ends(run.tokenizer, texts)
+
+
+def _divided(ids: list[int], ends: Int[np.ndarray, " token"], cut: int) -> tuple[list[int], list[int]]:
+    """Tokens that end by the cut, and the rest; one that lies across it is of the rest."""
+    n = int(np.searchsorted(ends, cut, side="right"))
+    return ids[:n], ids[n:]
+
+
+def _written(run: Run | Materials, place: _Place, other: _Place) -> tuple[list[list[int]], list[list[int]]] | None:
+    """What base and source are given behind their prompts, and what base, rule and source go on with."""
     task, fmt = run.task, run.format
-    operands = task.operands[place.case]
     try:
-        lines = _rule_format(fmt).trace(task, *operands, Edit(place.line, place.element, other.text))
+        lines = _rule_format(fmt).trace(task, *task.operands[place.case], Edit(place.line, place.element, other.text))
     except CriError:
         return None
+    texts, cuts = [place.base_text, join(lines), other.base_text], [place.cut, lines[place.line].stop, other.cut]
     if fmt.name == "direct":
-        answers = [_rule_format(fmt).read_answer(task, t) for t in (place.base_text, join(lines), other.base_text)]
-        return None if None in answers else tuple(answers)  # pyright: ignore[reportReturnType]
-    rule_text = join(lines)
-    cut = lines[place.line].stop
-    return place.base_text[place.cut :], rule_text[cut:], other.base_text[other.cut :]
+        answers = [_rule_format(fmt).read_answer(task, text) for text in texts]
+        if None in answers:
+            return None
+        texts, cuts = [str(answer) for answer in answers], [0, 0, 0]
+    base, rule, source = (
+        _divided(ids, ends, cut) for (ids, ends), cut in zip(encode_with_ends(run.tokenizer, texts), cuts, strict=True)
+    )
+    return [base[0], source[0]], [[*part[1], run.tokens.eos] for part in (base, rule, source)]
 
 
 def _encode(run: Run | Materials, variable: str, chosen: list[tuple[_Place, _Place]], n: int) -> Pairs | None:
@@ -232,19 +250,15 @@ def _encode(run: Run | Materials, variable: str, chosen: list[tuple[_Place, _Pla
     for place, other in chosen:
         if len(rows) == n:
             break
-        texts = _texts(run, place, other)
-        if texts is None:
+        written = _written(run, place, other)
+        if written is None:
             continue
-        base, rule, source = ([*ids, eos] for ids in encode_texts(tokenizer, texts))
+        bodies, (base, rule, source) = written
         d_base, d_source = _first_difference(rule, base), _first_difference(rule, source)
         if d_base is None or d_source is None or _first_difference(base, source) is None:
             continue
         prompts = [run.format.prompt(run.task, *run.task.operands[p.case]) for p in (place, other)]
-        direct = run.format.name == "direct"
-        written = ["" if direct else p.base_text[: p.cut] for p in (place, other)]
-        given = [
-            [*a, *b] for a, b in zip(encode_texts(tokenizer, prompts), encode_texts(tokenizer, written), strict=True)
-        ]
+        given = [[*a, *b] for a, b in zip(encode_texts(tokenizer, prompts), bodies, strict=True)]
         window = max(d_base, d_source) + 1
         rows.append((place, other, given, rule[:window], base[: d_base + 1], source[: d_source + 1]))
     if not rows:
@@ -258,11 +272,10 @@ def _encode(run: Run | Materials, variable: str, chosen: list[tuple[_Place, _Pla
     def sequences(which: int) -> Int[Tensor, "pair pos"]:
         return torch.tensor([row[2][which] + (row[3] + [eos] * (width - len(row[3])))[:-1] for row in rows])
 
-    place = rows[0][0]
     return Pairs(
         sequences(0), sequences(1), read, padded(3), padded(4), padded(5),
         np.array([row[0].case for row in rows]), np.array([row[1].case for row in rows]), variable,
-        _element_position(run, place), [str(tokenizer.decode([i])) for i in rows[0][2][0]],
+        _element_position(run, rows[0][0]), [str(tokenizer.decode([i])) for i in rows[0][2][0]],
     )  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def fit_probe(
     mean_x, mean_y = x.mean(0), targets.mean(0)
     centred = x - mean_x
     gram = centred.T @ centred / len(x)
-    penalty = ridge * np.trace(gram) / len(gram)
+    penalty = max(ridge * np.trace(gram) / len(gram), 1e-12)  # activations that do not vary stay solvable
     weight = np.linalg.solve(gram + penalty * np.eye(len(gram)), centred.T @ (targets - mean_y) / len(x))
     u, s, _ = np.linalg.svd(weight - weight.mean(1, keepdims=True), full_matrices=False)
     rank = min(int((s > 1e-6 * s[0]).sum()), max_rank, len(classes) - 1)

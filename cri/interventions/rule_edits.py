@@ -62,7 +62,7 @@ def edited_source(task: Task, kind: str) -> str | None:
     return None if new == source else new
 
 
-def rule_edits(
+def edit_rules(
     run: Run | Materials,
     case_ids: Sequence[int],
     kinds: Sequence[str] = RULE_EDITS,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Scores = Num[np.ndarray, "train test"]
+CONTRASTS = ("near", "near_label", "step", "step_label")
 DISTANCE_MATCH = 2
 """Cells by which the distances of two compared cases may differ in the step contrast."""
 
@@ -106,41 +107,60 @@ def enrichment(scores: Scores, groups: Groups, k: int = 10) -> pd.DataFrame:
 
 
 def matched(scores: Scores, groups: Groups) -> pd.DataFrame:
-    """Output-matched contrasts: does the score prefer near (or step-sharing) cases among cases that all
-    have the predicted label?
+    """Output-matched contrasts: does the score prefer near (or step-sharing) cases to others *with the same
+    answer*?
 
-    Candidates of test case t are the training cases whose answer is the label predicted for t and that
-    share no operand with it, so neither the output nor an operand tells them apart. Two contrasts, each
-    holding the other trait fixed (near cases often share the tens step, and step-sharing cases lie at
-    particular distances):
+    A contrast compares pairs of training cases (i, j) that have one answer between them, so that no
+    likeness of outputs, however graded, can tell them apart, and of which neither shares an operand with
+    the test case t. Each contrast holds the other trait fixed: near cases often share the tens step, and
+    step-sharing cases lie at particular distances.
 
-        near: candidates that share no step, near ones against far ones;
-        step: far candidates, those that share a step against those that do not, pairs at grid distances
-              from t that differ by at most `DISTANCE_MATCH`;
+        near: i near, j far, neither shares a step with t;
+        step: i shares a step, j does not, both far, their distances from t differ by at most
+              `DISTANCE_MATCH`.
 
-    and the AUC of the score over the pairs, P(first higher) + ½ P(equal). Chance is 0.5.
+    `near` and `step` use all answers. `near_label` and `step_label` use only the label predicted for t: the
+    question put to the cases that an output-determining layer gathers anyway.
+
+    The result is the AUC of the score over the pairs, P(s_i > s_j) + ½ P(s_i = s_j). Chance is 0.5.
 
     Returns:
-        One row a test case and contrast: `test_id`, `contrast`, `auc` (NaN without pairs), `n_pairs`.
+        One row a test case and contrast of `CONTRASTS`: `test_id`, `contrast`, `auc` (NaN without pairs),
+        `n_pairs`.
     """
     import pandas as pd
 
     scores = np.asarray(scores)
     _check(scores, groups)
+    codes, rows_of = _rows_by_answer(groups)
     rows = []
     for j, test_id in enumerate(groups.test_ids.tolist()):
-        pool = np.flatnonzero(groups.answer[:, j] & ~groups.operand[:, j])
-        s, near, step, d = (x[pool, j] for x in (scores, groups.near, groups.step, groups.distance))
-        for contrast, inside, outside, within in (
-            ("near", near & ~step, ~near & ~step, np.inf),
-            ("step", ~near & step, ~near & ~step, DISTANCE_MATCH),
-        ):
-            pairs = np.abs(d[inside][:, None] - d[outside]) <= within
-            n_pairs = int(pairs.sum())
-            difference = s[inside][:, None] - s[outside]
+        s, near, step, d = (x[:, j] for x in (scores, groups.near, groups.step, groups.distance))
+        usable = ~groups.operand[:, j]
+        plain = usable & ~near & ~step
+        for contrast, inside, within in (("near", usable & near & ~step, None), ("step", usable & ~near & step, DISTANCE_MATCH)):
+            i = np.flatnonzero(inside)
+            partners = rows_of[codes[i]]  # [i, partner], -1 beyond the last
+            pairs = plain[partners] & (partners >= 0)
+            if within is not None:
+                pairs &= np.abs(d[i][:, None] - d[partners]) <= within
+            difference = s[i][:, None] - s[partners]
             wins = pairs * ((difference > 0) + 0.5 * (difference == 0))
-            rows.append((test_id, contrast, wins.sum() / n_pairs if n_pairs else np.nan, n_pairs))
+            labelled = groups.answer[i, j]
+            for name, chosen in ((contrast, slice(None)), (f"{contrast}_label", labelled)):
+                n_pairs = int(pairs[chosen].sum())
+                rows.append((test_id, name, wins[chosen].sum() / n_pairs if n_pairs else np.nan, n_pairs))
     return pd.DataFrame(rows, columns=["test_id", "contrast", "auc", "n_pairs"])
+
+
+def _rows_by_answer(groups: Groups) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, "answer case"]]:
+    """Each training case's answer as a code, and the rows that have each answer, padded with -1."""
+    _, codes, counts = np.unique(groups.train_labels, return_inverse=True, return_counts=True)
+    table = np.full((len(counts), counts.max()), -1)
+    order = np.argsort(codes, kind="stable")
+    place = np.arange(len(codes)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table[codes[order], place] = order
+    return codes, table
 
 
 def vote(scores: Scores, groups: Groups, true_labels: Shaped[np.ndarray, " test"], k: int = 10) -> pd.DataFrame:

@@ -40,9 +40,11 @@ def verdicts(
 
     - The association with c *holds* if the AUC's interval lies above 0.5 and both differences' intervals
       lie above 0.
-    - It is *absent* if the interval of the AUC lies below 0.5 + margin, or that of either difference
-      lies below margin: an effect of at least `margin` over chance and over both controls is then
-      excluded. Neither holding nor being absent is the common case of too little evidence.
+    - It is *absent* if the interval of the AUC lies below 0.5 + margin, or that of the difference from the
+      untrained model below margin: the trained model then has no such preference of at least `margin`, or
+      had it before training. An association as strong in the random-split model neither holds (it does not
+      come with the held-out square) nor is absent (that model may rest on nearby cases too). Neither
+      holding nor being absent is also what too little evidence looks like.
 
     Then, with `same_answer` counted as enriched if the interval of its enrichment in the square model
     lies above 1 and that of its paired difference in share from the untrained model above 0:
@@ -108,11 +110,7 @@ def decide(row: dict[str, Any], margin: float = MARGIN) -> tuple[str, str]:
             "untrained": row[f"{c}_vs_untrained_low"] > 0,
         }
         holds[c] = all(conditions.values())
-        absent[c] = (
-            row[f"{c}_auc_high"] < 0.5 + margin
-            or row[f"{c}_vs_random_high"] < margin
-            or row[f"{c}_vs_untrained_high"] < margin
-        )
+        absent[c] = row[f"{c}_auc_high"] < 0.5 + margin or row[f"{c}_vs_untrained_high"] < margin
         failed = ", ".join(name for name, ok in conditions.items() if not ok)
         row[f"{c}_words"] = "holds" if holds[c] else f"{'absent' if absent[c] else 'open'} (not above {failed})"
     output = row["output_enrichment_low"] > 1 and row["output_vs_untrained_low"] > 0

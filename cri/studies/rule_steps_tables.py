@@ -161,7 +161,7 @@ def _edits(run: Run, cases: Int[np.ndarray, " case"], is_control: bool, config: 
 
 
 def _rule_edits(run: Run, cases: Int[np.ndarray, " case"], notes: list[str]) -> pd.DataFrame:
-    table = iv.rule_edits(run, cases.tolist())
+    table = iv.edit_rules(run, cases.tolist())
     missing = table.loc[~table["encodable"], "kind"].unique()
     if len(missing):
         notes.append(f"{run.path.name}: its tokenizer cannot write the edited rules {', '.join(missing)}")
@@ -220,7 +220,7 @@ def _interchange(run: Run, solved: np.ndarray, config: RuleSteps, notes: list[st
 
 def _knockout(run: Run, cases: Int[np.ndarray, " case"], notes: list[str]) -> pd.DataFrame:
     try:
-        return _placed(iv.knockout(run.bridge, iv.step_tokens(run, cases.tolist(), step=2)), run)
+        return _placed(iv.attention_knockout(run.bridge, iv.step_tokens(run, cases.tolist(), step=2)), run)
     except CriError as error:
         notes.append(f"{run.path.name}, knockout: {error}")
         return pd.DataFrame()
