@@ -27,10 +27,11 @@ from cri.config import RunConfig
 from cri.data import TokenTable
 from cri.errors import CriError, out_of_range
 from cri.evaluation import Decoded, decoding_room
+from cri.materials import Materials, prepare
 from cri.runs import read_json, verify
 from cri.stacked import Layout, StackedForward
 from cri.tasks import Task
-from cri.train import Materials, prepare, require_same
+from cri.train import require_same
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -39,8 +39,8 @@ from cri.checkpoints import append_metrics, read_checkpoint, write_checkpoint
 from cri.config import RunConfig, TrainConfig
 from cri.errors import CorruptRunError, CriError, out_of_range
 from cri.evaluation import Decoded, decode
+from cri.materials import Materials, initial_model, prepare, resolve_device
 from cri.models import is_preset, save_model
-from cri.readings import reading_table
 from cri.readings import reading_table
 from cri.runs import (
     atomic_path,
@@ -56,17 +56,7 @@ from cri.runs import (
     write_text,
 )
 from cri.stacked import Layout, Member, StackedForward, StackedTrainer
-from cri.train import (
-    METRICS,
-    Materials,
-    begin_run,
-    finish_run,
-    initial_model,
-    prepare,
-    require_same,
-    resolve_device,
-    train_runs,
-)
+from cri.train import METRICS, begin_run, finish_run, require_same, train_runs
 from cri.training import Trainer
 
 LOG_EVERY = 50

@@ -107,8 +107,8 @@ def sweep(
     import joblib
     import pandas as pd
 
+    from cri.materials import resolve_device
     from cri.runs import read_json, write_text
-    from cri.train import resolve_device
 
     out = out.resolve()
     context: Any = contextlib.nullcontext()

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cri.config import RunConfig
 from cri.errors import CorruptRunError, CriError, out_of_range
+from cri.materials import Materials, prepare, resolve_device
 from cri.runs import (
-    config_hash,
     is_complete,
     locked,
     mark_complete,
@@ -47,64 +47,6 @@ CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
 PREDICTIONS = "predictions.csv"
 _TEXT_COLUMNS = dict.fromkeys(("part", "status", "answer", "prediction", "completion", "error", "step"), str)
-
-
-@dataclass(frozen=True, eq=False)
-class Materials:
-    """What a config stands for before any training: task, split, format, tokenizer, tokens, initial model."""
-
-    config: RunConfig
-    task: Task
-    split: Split
-    format: Format
-    tokenizer: PreTrainedTokenizerBase
-    tokens: TokenTable
-    model: PreTrainedModel
-
-    @cached_property
-    def identity(self) -> dict[str, str]:
-        """Hashes that a checkpoint or finished run must share with this config and code."""
-        mask = "".join(map(str, self.split.train.astype(int)))
-        return {
-            "config": config_hash(self.config.to_dict()),
-            "data": self.tokens.sha256()[:16],
-            "split": config_hash({"mask": mask}),
-        }
-
-
-def initial_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, tokens: TokenTable) -> PreTrainedModel:
-    """The randomly initialised model that a run of a preset starts from."""
-    from cri.evaluation import decoding_room
-    from cri.models import build_model
-
-    return build_model(
-        config.model,
-        vocab_size=len(tokenizer),
-        n_positions=int(tokens.prompt_lengths.max()) + decoding_room(tokens),
-        pad=tokens.pad,
-        eos=tokens.eos,
-        seed=config.seed,
-    )
-
-
-def prepare(config: RunConfig) -> Materials:
-    """Builds what `config` names; raises `CriError` naming the field for anything it cannot build."""
-    from cri.data import encode, task_tokenizer
-    from cri.formats import make_format
-    from cri.models import is_preset, load_pretrained, require_positions
-
-    task = make_task(config.task, **config.task_params)
-    fmt = make_format(config.format)
-    split = make_split(task, config.split, **config.split_params)
-    if is_preset(config.model):
-        tokenizer = task_tokenizer(config.tokenizer, task, fmt)
-        tokens = encode(task, fmt, tokenizer)
-        model = initial_model(config, tokenizer, tokens)
-    else:
-        model, tokenizer = load_pretrained(config.model)
-        tokens = encode(task, fmt, tokenizer)
-        require_positions(model, tokens.ids.shape[1])
-    return Materials(config, task, split, fmt, tokenizer, tokens, model)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,23 +81,6 @@ class Run:
     def untrained(self) -> PreTrainedModel:
         """The model this run started from (a control)."""
         return prepare(self.config).model
-
-
-def resolve_device(device: str) -> str:
-    """`auto` is the GPU where there is one."""
-    import torch
-
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and device in ("auto", "cuda"):
-        from accelerate import PartialState
-
-        return str(PartialState().device)  # each process its own
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise CriError(f"device: {device!r} cannot be used here ({str(error).splitlines()[0]})") from error
-    return device
 
 
 def train_run(

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from cri.attention import SHORT, Kind, unmasked
+from cri.attention import SHORT, Kind, last_mlp_where_scored, unmasked
 from cri.checkpoints import read_checkpoint, write_checkpoint
 from cri.config import TrainConfig
 from cri.data import TokenTable
@@ -99,7 +99,15 @@ def target_logits(
 ) -> Float[Tensor, "batch out vocab"]:
     """Logits that predict positions `first`.. of `ids` (the head is not applied to earlier positions)."""
     keep = ids.shape[1] - first  # the last token is only ever predicted
-    return model(input_ids=ids[:, :-1], use_cache=False, logits_to_keep=keep).logits
+    # a checkpointed layer is computed again later, outside this block
+    shortened = contextlib.nullcontext() if checkpointed(model) else last_mlp_where_scored(model, ids.shape[1] - 1, keep)
+    with shortened:
+        return model(input_ids=ids[:, :-1], use_cache=False, logits_to_keep=keep).logits
+
+
+def checkpointed(model: PreTrainedModel) -> bool:
+    """Whether the model recomputes its layers in the backward pass."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def summed_loss(

@@ -9,8 +9,8 @@ import torch
 from cri.activations import Site, check_sites, collect, residual_sites
 from cri.config import RunConfig
 from cri.errors import CriError
+from cri.materials import prepare
 from cri.models import to_bridge
-from cri.train import prepare
 
 
 @pytest.fixture(scope="module")

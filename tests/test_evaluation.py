@@ -8,7 +8,7 @@ import torch
 
 from cri.config import RunConfig, TrainConfig
 from cri.evaluation import decode, decoding_room
-from cri.train import prepare
+from cri.materials import prepare
 from cri.training import Trainer
 
 CASES = {
@@ -60,8 +60,10 @@ def test_stopping_when_wrong_keeps_what_is_right(trained):
     full, stopped = decode(trained.model, tokens), decode(trained.model, tokens, stop_when_wrong=True)
     for case in range(0, len(tokens), 7):
         reference = tokens.ids[case, tokens.prompt_lengths[case] : tokens.lengths[case] - 1].tolist()
-        right = full.finished[case] and full.ids[case, : full.lengths[case]].tolist() == reference
-        assert bool(stopped.finished[case]) == bool(right)
+        right, kept = (bool(d.finished[case]) and d.ids[case, : d.lengths[case]].tolist() == reference
+                       for d in (full, stopped))  # fmt: skip
+        assert right == kept
+    assert stopped.lengths.sum() <= full.lengths.sum()
 
 
 def test_out_of_room_is_unfinished(trained):

@@ -11,8 +11,8 @@ import torch
 
 from cri.config import RunConfig, TrainConfig
 from cri.evaluation import decode
+from cri.materials import prepare
 from cri.stacked import Layout, Member, StackedTrainer
-from cri.train import prepare
 from cri.training import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

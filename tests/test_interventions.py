@@ -22,12 +22,13 @@ from cri.interventions.edits import alternatives, executed_steps, steps_done, wr
 from cri.interventions.knockout import StepTokens
 from cri.interventions.pairs import IGNORE, read_accounts
 from cri.interventions.probes import control_labels
+from cri.materials import prepare
 from cri.models import build_model, to_bridge
 from cri.rules import task_rule
 from cri.tasks import make_task
 from cri.tokenization import build_tokenizer, encode_texts
 from cri.traces import Edit, join
-from cri.train import load_run, prepare, train_run
+from cri.train import load_run, train_run
 
 SCRATCHPAD = RunConfig(
     format="scratchpad", tokenizer="digit", task_params={"size": 14}, split_params={"half_side": 2},
@@ -391,8 +392,9 @@ def test_pairs_of_a_rules_trace():
         assert (a % 10 + b % 10 >= 10) != (c % 10 + d % 10 >= 10)
         total = a // 10 + b // 10 + (c % 10 + d % 10) // 10
         window = materials.tokenizer.decode(pairs.rule[i][pairs.rule[i] != IGNORE])
-        # what follows the recited code: the sum up to the carry that it reads, or all of it
-        assert f"total={a // 10}+{b // 10}+{(c % 10 + d % 10) // 10}={total}".startswith(window.rpartition("\n")[2])
+        # the sum that reads the swapped carry, on to where the base's own result so far is read out
+        assert f"total={a // 10}+{b // 10}+{(c % 10 + d % 10) // 10}={total}" in window
+        assert window.endswith(f"result=[{(a + b) % 10}")
     with pytest.raises(CriError, match="differ in loop alone"):
         iv.make_pairs(materials, "loop", range(300, 320), range(300, 320))
     with pytest.raises(CriError, match="choose from carry, digit, loop"):

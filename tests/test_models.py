@@ -7,6 +7,7 @@ import torch
 
 from cri.config import RunConfig
 from cri.errors import CriError, MissingDependencyError
+from cri.materials import prepare
 from cri.models import (
     LoraConfig,
     add_lora,
@@ -17,7 +18,6 @@ from cri.models import (
     save_model,
     to_bridge,
 )
-from cri.train import prepare
 
 
 @pytest.fixture(scope="module", params=["nano", "nano-rope"])

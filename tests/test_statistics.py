@@ -44,10 +44,10 @@ def enriched(task: Task, groups: statistics.Groups, scores: np.ndarray) -> pd.Da
     return statistics.estimate(table, "share", ["group"], "base").set_index("group")
 
 
-def contrasts(task: Task, groups: statistics.Groups, scores: np.ndarray) -> pd.DataFrame:
-    table = statistics.matched(scores, groups)
+def contrasts(task: Task, groups: statistics.Groups, scores: np.ndarray, value: str = "auc") -> pd.DataFrame:
+    table = statistics.matched(scores, groups, K)
     table["block"], table["run"] = np.repeat(statistics.grid_blocks(task, groups.test_ids), 2), 0
-    return statistics.estimate(table, "auc", ["contrast"]).set_index("contrast")
+    return statistics.estimate(table, value, ["contrast"]).set_index("contrast")
 
 
 # --- groups
@@ -157,8 +157,8 @@ def test_planted_distance_enriches_near_and_holds_among_equal_outputs(task: Task
     table = enriched(task, groups, scores)
     assert table.loc["near", "estimate"] > 20
     assert (table.drop("near")["estimate"] < 0.5).all()
-    near = contrasts(task, groups, scores).loc["near"]
-    assert near["estimate"] == 1
+    assert contrasts(task, groups, scores).loc["near", "estimate"] == 1
+    assert contrasts(task, groups, scores, "excess").loc["near", "low"] > 0.2
     assert statistics.enrichment(scores, groups, K)["mass"].isna().all()  # a distance has no positive mass
 
 
@@ -172,6 +172,10 @@ def test_planted_answer_enriches_same_answer_and_nothing_among_equal_outputs(
     for contrast in ("near", "step"):
         row = contrasts(task, groups, scores).loc[contrast]
         assert row["estimate"] == row["low"] == row["high"] == 0.5
+        excess = contrasts(task, groups, scores, "excess").loc[contrast]
+        # for steps, windows of distance balance only on average
+        tolerance = 1e-9 if contrast == "near" else 0.005
+        np.testing.assert_allclose(excess[["estimate", "low", "high"]].astype(float), 0, atol=tolerance)
 
 
 def test_planted_steps_and_operands_enrich_their_groups(task: Task, groups: statistics.Groups) -> None:
@@ -189,38 +193,62 @@ def test_random_scores_are_at_the_base_rate(task: Task, groups: statistics.Group
         scores = np.random.default_rng(seed).normal(size=groups.codes.shape).astype(np.float32)
         table = enriched(task, groups, scores).drop("rest")
         covered += ((table["low"] <= 1) & (table["high"] >= 1)).sum()
-        rows = contrasts(task, groups, scores)
-        matched += ((rows["low"] <= 0.5) & (rows["high"] >= 0.5)).sum()
+        rows = contrasts(task, groups, scores, "excess")
+        matched += ((rows["low"] <= 0) & (rows["high"] >= 0)).sum()
         np.testing.assert_allclose(table["estimate"], 1, atol=0.6)
     assert covered >= 26  # of 32 intervals at 95 %
     assert matched >= 13  # of 16
 
 
-def test_matched_against_pairs(groups: statistics.Groups) -> None:
+def test_matched_against_loops(groups: statistics.Groups) -> None:
     scores = np.random.default_rng(3).integers(0, 5, size=groups.codes.shape).astype(float)
-    table = statistics.matched(scores, groups)
+    table = statistics.matched(scores, groups, K)
+    best = statistics.top_k(scores, K)
     for j in (0, 57, 288):
-        pool = np.flatnonzero(groups.answer[:, j] & ~groups.operand[:, j])
-        traits = [(p, groups.near[p, j], groups.step[p, j], groups.distance[p, j], scores[p, j]) for p in pool]
-        plain = [t for t in traits if not t[1] and not t[2]]
-        pairs = {
-            "near": [(x[4], y[4]) for x in traits if x[1] and not x[2] for y in plain],
-            "step": [
-                (x[4], y[4]) for x in traits if not x[1] and x[2] for y in plain if abs(int(x[3]) - int(y[3])) <= 2
-            ],
-        }
-        for contrast, values in pairs.items():
+        weight = dict(zip(best.rows[best.columns == j], best.weights[best.columns == j], strict=True))
+        everyone = [
+            {"near": groups.near[i, j], "step": groups.step[i, j], "d": int(groups.distance[i, j]), "i": i}
+            | {"answer": groups.train_labels[i], "s": scores[i, j]}
+            for i in np.flatnonzero(~groups.operand[:, j])
+        ]
+        for contrast, other in (("near", "step"), ("step", "near")):
+            pool = [c for c in everyone if not c[other]]
+            share = expected = 0.0
+            for c in pool:
+                if c["i"] in weight:
+                    like = [
+                        x
+                        for x in pool
+                        if x["answer"] == c["answer"] and (contrast == "near" or abs(x["d"] - c["d"]) <= 2)
+                    ]
+                    share += weight[c["i"]] * c[contrast] / K
+                    expected += weight[c["i"]] * np.mean([x[contrast] for x in like]) / K
+            same = [c for c in pool if c["answer"] == groups.test_labels[j]]
+            wins = [
+                (x["s"] > y["s"]) + 0.5 * (x["s"] == y["s"])
+                for x in same
+                for y in same
+                if x[contrast] and not y[contrast] and (contrast == "near" or abs(x["d"] - y["d"]) <= 2)
+            ]
             row = table[(table["test_id"] == groups.test_ids[j]) & (table["contrast"] == contrast)].iloc[0]
-            assert row["n_pairs"] == len(values)
-            wins = [(x > y) + 0.5 * (x == y) for x, y in values]
+            assert row["share"] == pytest.approx(share)
+            assert row["expected"] == pytest.approx(expected)
+            assert row["excess"] == pytest.approx(share - expected)
+            assert row["n_pairs"] == len(wins)
             assert row["auc"] == pytest.approx(np.mean(wins) if wins else np.nan, nan_ok=True)
 
 
-def test_contrasts_hold_each_other_fixed(task: Task, groups: statistics.Groups) -> None:
+def test_contrasts_hold_each_other_and_graded_outputs_fixed(task: Task, groups: statistics.Groups) -> None:
     steps = baselines.shared_steps(task, groups.train_ids, groups.test_ids)
     assert contrasts(task, groups, steps).loc["near", "estimate"] == 0.5
+    assert contrasts(task, groups, steps, "excess").loc["near", "estimate"] == pytest.approx(0, abs=1e-9)
     distance = baselines.nearest_operands(task, groups.train_ids, groups.test_ids)
     assert contrasts(task, groups, distance).loc["step", "estimate"] == pytest.approx(0.5, abs=0.05)
+    assert abs(contrasts(task, groups, distance, "excess").loc["step", "estimate"]) < 0.02
+    likeness = -np.abs(groups.train_labels.astype(int)[:, None] - groups.test_labels.astype(int)[None])
+    excess = contrasts(task, groups, likeness.astype(float), "excess")
+    assert excess.loc["near", "estimate"] == pytest.approx(0, abs=1e-9)
+    assert excess.loc["step", "estimate"] == pytest.approx(0, abs=0.005)
 
 
 def test_scores_are_checked(groups: statistics.Groups) -> None:
@@ -368,15 +396,15 @@ def test_ring_accuracy(task: Task, split: splits.Split) -> None:
 def evidence(
     near: tuple[float, ...], step: tuple[float, ...], output: tuple[float, float], n: int = 100, half: float = 0.02
 ) -> dict:
-    """A row with (auc, vs random, vs untrained) as centres of intervals."""
+    """A row with (excess, vs random, vs untrained) as centres of intervals."""
     row: dict = {"output_enrichment_low": output[0], "output_vs_untrained_low": output[1]}
     for c, values in (("near", near), ("step", step)):
-        for name, value in zip(("auc", "vs_random", "vs_untrained"), values, strict=True):
+        for name, value in zip(("excess", "vs_random", "vs_untrained"), values, strict=True):
             row |= {f"{c}_{name}_low": value - half, f"{c}_{name}_high": value + half, f"{c}_{name}_n": n}
     return row
 
 
-NONE, STRONG = (0.5, 0.0, 0.0), (0.8, 0.2, 0.2)
+NONE, STRONG = (0.0, 0.0, 0.0), (0.3, 0.2, 0.2)
 
 
 @pytest.mark.parametrize(
@@ -388,11 +416,11 @@ NONE, STRONG = (0.5, 0.0, 0.0), (0.8, 0.2, 0.2)
         (NONE, NONE, (5.0, 0.1), OUTPUT),
         (NONE, NONE, (0.9, 0.1), UNDECIDED),
         (NONE, NONE, (5.0, -0.1), UNDECIDED),
-        ((0.8, 0.0, 0.2), NONE, (5.0, 0.1), UNDECIDED),  # the random split shows it as well
-        ((0.8, 0.0, 0.2), STRONG, (5.0, 0.1), UNDECIDED),
-        ((0.8, 0.2, 0.0), NONE, (5.0, 0.1), OUTPUT),  # an untrained model shows it as well
-        ((0.54, 0.06, 0.06), (0.54, 0.06, 0.06), (5.0, 0.1), BOTH),
-        ((0.51, 0.06, 0.06), NONE, (5.0, 0.1), OUTPUT),
+        ((0.3, 0.0, 0.2), NONE, (5.0, 0.1), UNDECIDED),  # the random split shows it as well
+        ((0.3, 0.0, 0.2), STRONG, (5.0, 0.1), UNDECIDED),
+        ((0.3, 0.2, 0.0), NONE, (5.0, 0.1), OUTPUT),  # an untrained model shows it as well
+        ((0.04, 0.06, 0.06), (0.04, 0.06, 0.06), (5.0, 0.1), BOTH),
+        ((0.01, 0.06, 0.06), NONE, (5.0, 0.1), OUTPUT),
     ],
 )
 def test_decide(near: tuple[float, ...], step: tuple[float, ...], output: tuple[float, float], expected: str) -> None:
@@ -400,7 +428,7 @@ def test_decide(near: tuple[float, ...], step: tuple[float, ...], output: tuple[
 
 
 def test_wide_intervals_decide_nothing() -> None:
-    assert decide(evidence((0.55, 0.05, 0.05), NONE, (5.0, 0.1), half=0.1))[0] == UNDECIDED
+    assert decide(evidence((0.05, 0.05, 0.05), NONE, (5.0, 0.1), half=0.1))[0] == UNDECIDED
     assert decide(evidence(NONE, NONE, (5.0, 0.1), half=0.1))[0] == UNDECIDED
 
 

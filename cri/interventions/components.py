@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from cri.materials import Materials
 from cri.models import to_bridge
-from cri.train import Materials, Run
+from cri.train import Run
 
 if TYPE_CHECKING:
     import pandas as pd

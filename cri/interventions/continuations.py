@@ -11,8 +11,9 @@ from jaxtyping import Int
 
 from cri.data import TokenTable
 from cri.evaluation import decode
+from cri.materials import Materials
 from cri.tokenization import encode_texts
-from cri.train import Materials, Run
+from cri.train import Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

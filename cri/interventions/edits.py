@@ -19,11 +19,12 @@ from cri.coverage import step_counts
 from cri.errors import CriError, out_of_range, unknown_name
 from cri.formats import Format, make_format
 from cri.interventions.continuations import continuations
+from cri.materials import Materials
 from cri.readings import step_text
 from cri.steps import Step
 from cri.tasks import BaseAddition, Task
 from cri.traces import Edit, TraceLine, check_edit, join
-from cri.train import Materials, Run
+from cri.train import Run
 
 if TYPE_CHECKING:
     import pandas as pd

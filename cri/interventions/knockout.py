@@ -18,8 +18,9 @@ from torch import Tensor
 from cri.errors import CriError, out_of_range
 from cri.interventions.continuations import encode_with_ends
 from cri.interventions.edits import steps_done, written_trace
+from cri.materials import Materials
 from cri.traces import join
-from cri.train import Materials, Run
+from cri.train import Run
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,10 +22,11 @@ from torch import Tensor
 from cri.errors import CriError, unknown_name
 from cri.formats import Format, make_format
 from cri.interventions.continuations import encode_with_ends
+from cri.materials import Materials
 from cri.tasks import Task
 from cri.tokenization import encode_texts
 from cri.traces import Edit, TraceLine, join
-from cri.train import Materials, Run
+from cri.train import Run
 
 Variable = Literal["carry", "digit", "loop"]
 VARIABLES: tuple[Variable, ...] = ("carry", "digit", "loop")

@@ -18,10 +18,11 @@ from torch import Tensor
 from cri.activations import Site, collect
 from cri.errors import CriError, unknown_name
 from cri.interventions.pairs import IGNORE, Pairs
+from cri.materials import Materials
 from cri.steps import digits
 from cri.tasks import Addition, BaseAddition, Task
 from cri.tokenization import encode_texts
-from cri.train import Materials, Run
+from cri.train import Run
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from cri.errors import CriError, unknown_name
 from cri.interventions.continuations import continuations
+from cri.materials import Materials
 from cri.rulecode import Rule, parse_rule
 from cri.rules import task_rule
 from cri.tasks import Task
 from cri.tokenization import encode_texts
 from cri.tracer import trace_rule
 from cri.traces import join
-from cri.train import Materials, Run
+from cri.train import Run
 
 if TYPE_CHECKING:
     import pandas as pd

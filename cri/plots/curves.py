@@ -118,7 +118,7 @@ def enrichment_curves(
 
 
 def matched_curves(table: pd.DataFrame, ax: Axes | None = None, *, connect: bool = True, legend: bool = True) -> Axes:
-    """Output-matched AUC (chance 0.5) at each site, one curve a model, with intervals.
+    """Output-matched excess among the top-k (chance 0) at each site, one curve a model, with intervals.
 
     Args:
         table: from `statistics.estimate` of one method and contrast: `site`, `model`, `estimate`, `low`, `high`.
@@ -137,9 +137,9 @@ def matched_curves(table: pd.DataFrame, ax: Axes | None = None, *, connect: bool
             color=MODEL_COLORS.get(model, "black"), marker="o", markersize=3.5, elinewidth=1.2,
             linestyle="-" if connect else "none", linewidth=0.8, label=model,
         )  # fmt: skip
-    ax.axhline(0.5, color="0.5", linewidth=0.8, linestyle=":")
+    ax.axhline(0.0, color="0.5", linewidth=0.8, linestyle=":")
     _name_sites(ax, sites)
-    ax.set_ylabel("output-matched AUC")
+    ax.set_ylabel("output-matched excess in top-k")
     if legend:
         ax.legend(loc="best")
     return ax

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Num, Shaped
+from jaxtyping import Bool, Float, Int, Num, Shaped
 
 from cri.errors import CriError, out_of_range
 from cri.statistics.groups import GROUPS, Groups
@@ -14,13 +14,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Scores = Num[np.ndarray, "train test"]
-CONTRASTS = ("near", "near_label", "step", "step_label")
 DISTANCE_MATCH = 2
-"""Cells by which the distances of two compared cases may differ in the step contrast."""
+"""Cells by which distances from the test case may differ between the cases that the step contrast compares."""
 
 
 class TopK(NamedTuple):
-    """The k best training cases of every test case, as weighted (row, column) entries.
+    """The k best training cases of every test case, as weighted (row, column) entries in column order.
 
     A case above the k-th best score weighs 1; the m cases tied with it share the places left, weighing
     (k - number above) / m each: what breaking ties at random gives on average. Weights of a column sum
@@ -106,61 +105,89 @@ def enrichment(scores: Scores, groups: Groups, k: int = 10) -> pd.DataFrame:
         )
 
 
-def matched(scores: Scores, groups: Groups) -> pd.DataFrame:
+def matched(scores: Scores, groups: Groups, k: int = 10) -> pd.DataFrame:
     """Output-matched contrasts: does the score prefer near (or step-sharing) cases to others *with the same
     answer*?
 
-    A contrast compares pairs of training cases (i, j) that have one answer between them, so that no
-    likeness of outputs, however graded, can tell them apart, and of which neither shares an operand with
-    the test case t. Each contrast holds the other trait fixed: near cases often share the tens step, and
-    step-sharing cases lie at particular distances.
+    Two contrasts, each over a pool of training cases that share no operand with the test case t, and each
+    holding the other trait fixed (near cases often share the tens step, and step-sharing cases lie at
+    particular distances):
 
-        near: i near, j far, neither shares a step with t;
-        step: i shares a step, j does not, both far, their distances from t differ by at most
-              `DISTANCE_MATCH`.
+        near: near cases against far ones, in the pool of those that share no step with t;
+        step: cases that share a step against those that do not, in the pool of far ones.
 
-    `near` and `step` use all answers. `near_label` and `step_label` use only the label predicted for t: the
-    question put to the cases that an output-determining layer gathers anyway.
+    Two measures. The *excess* of the trait among the top-k, standardised by output: with w the weights of
+    `TopK`, and p_i the fraction of cases with the trait among those of the pool that have i's answer (for
+    `step` also a distance from t within `DISTANCE_MATCH` of i's),
 
-    The result is the AUC of the score over the pairs, P(s_i > s_j) + ½ P(s_i = s_j). Chance is 0.5.
+        share = Σ_{i in pool} w_i trait_i / k,   expected = Σ_{i in pool} w_i p_i / k,   excess = share - expected.
+
+    A score that looks at outputs only, however graded, has an excess of 0 (for `step` to within 0.001). And the *AUC* of the
+    score, trait against no trait, P(higher) + ½ P(equal), over the pairs of the pool that both have the
+    label predicted for t (for `step` distances as above); chance is 0.5. It asks about all such cases, the excess
+    about the best-scored ones, whatever their answer.
 
     Returns:
-        One row a test case and contrast of `CONTRASTS`: `test_id`, `contrast`, `auc` (NaN without pairs),
-        `n_pairs`.
+        One row a test case and contrast: `test_id`, `contrast`, `share`, `expected`, `excess`, `auc` (NaN
+        without pairs), `n_pairs`.
     """
     import pandas as pd
 
     scores = np.asarray(scores)
     _check(scores, groups)
-    codes, rows_of = _rows_by_answer(groups)
+    best = top_k(scores, k)
+    starts = np.searchsorted(best.columns, np.arange(len(groups.test_ids) + 1))
+    _, answers = np.unique(groups.train_labels, return_inverse=True)
+    weights = np.zeros(len(scores))
     rows = []
     for j, test_id in enumerate(groups.test_ids.tolist()):
-        s, near, step, d = (x[:, j] for x in (scores, groups.near, groups.step, groups.distance))
+        chosen = best.rows[starts[j] : starts[j + 1]]
+        weights[chosen] = best.weights[starts[j] : starts[j + 1]]
+        s, near, step, same = (x[:, j] for x in (scores, groups.near, groups.step, groups.answer))
         usable = ~groups.operand[:, j]
-        plain = usable & ~near & ~step
-        for contrast, inside, within in (("near", usable & near & ~step, None), ("step", usable & ~near & step, DISTANCE_MATCH)):
-            i = np.flatnonzero(inside)
-            partners = rows_of[codes[i]]  # [i, partner], -1 beyond the last
-            pairs = plain[partners] & (partners >= 0)
-            if within is not None:
-                pairs &= np.abs(d[i][:, None] - d[partners]) <= within
-            difference = s[i][:, None] - s[partners]
-            wins = pairs * ((difference > 0) + 0.5 * (difference == 0))
-            labelled = groups.answer[i, j]
-            for name, chosen in ((contrast, slice(None)), (f"{contrast}_label", labelled)):
-                n_pairs = int(pairs[chosen].sum())
-                rows.append((test_id, name, wins[chosen].sum() / n_pairs if n_pairs else np.nan, n_pairs))
-    return pd.DataFrame(rows, columns=["test_id", "contrast", "auc", "n_pairs"])
+        distance = groups.distance[:, j]
+        for contrast, trait, pool, reach in (
+            ("near", near, usable & ~step, None),
+            ("step", step, usable & ~near, DISTANCE_MATCH),
+        ):
+            members = np.flatnonzero(pool)
+            has, d = trait[members], distance[members]
+            rate = _rates(answers[members], d, has, reach)
+            w = weights[members] / k
+            share, expected = float(w @ has), float(w @ rate)
+            i = np.flatnonzero(same[members])
+            pairs = has[i][:, None] & ~has[i]
+            if reach is not None:
+                pairs &= np.abs(d[i][:, None] - d[i]) <= reach
+            difference = s[members[i]][:, None] - s[members[i]]
+            n_pairs = int(pairs.sum())
+            wins = (pairs * ((difference > 0) + 0.5 * (difference == 0))).sum()
+            auc = wins / n_pairs if n_pairs else np.nan
+            rows.append((test_id, contrast, share, expected, share - expected, auc, n_pairs))
+        weights[chosen] = 0
+    return pd.DataFrame(rows, columns=["test_id", "contrast", "share", "expected", "excess", "auc", "n_pairs"])
 
 
-def _rows_by_answer(groups: Groups) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, "answer case"]]:
-    """Each training case's answer as a code, and the rows that have each answer, padded with -1."""
-    _, codes, counts = np.unique(groups.train_labels, return_inverse=True, return_counts=True)
-    table = np.full((len(counts), counts.max()), -1)
-    order = np.argsort(codes, kind="stable")
-    place = np.arange(len(codes)) - np.repeat(np.cumsum(counts) - counts, counts)
-    table[codes[order], place] = order
-    return codes, table
+def _rates(
+    answers: Int[np.ndarray, " case"],
+    distance: Int[np.ndarray, " case"],
+    has: Bool[np.ndarray, " case"],
+    reach: int | None,
+) -> Float[np.ndarray, " case"]:
+    """For each case the fraction that `has` the trait among the cases with its answer, of those whose
+    distance is within `reach` of its own (None: at any distance)."""
+    if reach is None:
+        return (np.bincount(answers, has) / np.maximum(np.bincount(answers), 1))[answers]
+    width = int(distance.max(initial=0)) + 1 + 2 * reach
+    cell = answers * width + distance + reach
+    n_cells = (int(answers.max(initial=0)) + 1) * width
+    # window sums over distance as differences of running sums
+    found, all_ = (
+        np.cumsum(np.bincount(cell, weight, minlength=n_cells + reach + 1)) for weight in (has, np.ones(len(cell)))
+    )
+    below = cell - reach - 1
+    in_window = [sums[cell + reach] - np.where(below >= 0, sums[below], 0) for sums in (found, all_)]
+    return in_window[0] / in_window[1]
 
 
 def vote(scores: Scores, groups: Groups, true_labels: Shaped[np.ndarray, " test"], k: int = 10) -> pd.DataFrame:

@@ -20,7 +20,7 @@ NEARBY, STEPS, BOTH, OUTPUT, UNDECIDED = (
 VERDICTS = (NEARBY, STEPS, BOTH, OUTPUT, UNDECIDED)
 KEYS = ("task", "format", "method", "site")
 MARGIN = 0.05
-"""Differences of AUC below this count as none."""
+"""An excess (share of the top-k) or difference of two below this counts as none."""
 MIN_TESTS = 20
 """Fewer test cases than this decide nothing."""
 
@@ -35,13 +35,13 @@ def verdicts(
 ) -> pd.DataFrame:
     """One row for each task, format, method and site, with the evidence and what it supports.
 
-    For each contrast c of `matched` (near, step), three numbers with their intervals: the AUC of the
-    square model; its paired difference from the random-split model; that from the untrained model.
+    For each contrast c of `matched` (near, step), three numbers with their intervals: the output-matched
+    excess among the top-k of the square model; its paired difference from the random-split model; that from
+    the untrained model.
 
-    - The association with c *holds* if the AUC's interval lies above 0.5 and both differences' intervals
-      lie above 0.
-    - It is *absent* if the interval of the AUC lies below 0.5 + margin, or that of the difference from the
-      untrained model below margin: the trained model then has no such preference of at least `margin`, or
+    - The association with c *holds* if the intervals of all three lie above 0.
+    - It is *absent* if the interval of the excess, or that of its difference from the untrained model, lies
+      below margin: the trained model then has no such preference of at least `margin`, or
       had it before training. An association as strong in the random-split model neither holds (it does not
       come with the held-out square) nor is absent (that model may rest on nearby cases too). Neither
       holding nor being absent is also what too little evidence looks like.
@@ -68,7 +68,7 @@ def verdicts(
         enrichment: output of `statistics.enrichment` in the same form.
 
     Returns:
-        `KEYS`, `verdict`, `why`, `n`, `n_runs`; for c in near, step: `c_auc`, `c_vs_random`,
+        `KEYS`, `verdict`, `why`, `n`, `n_runs`; for c in near, step: `c_excess`, `c_vs_random`,
         `c_vs_untrained`, each with `_low`, `_high`, `_n`; likewise `output_enrichment`,
         `output_vs_untrained`.
     """
@@ -79,9 +79,9 @@ def verdicts(
     for contrast in ("near", "step"):
         rows = matched[matched["contrast"] == contrast]
         full, common = rows[rows["set"] == "full"], rows[rows["set"] == "common"]
-        pieces[f"{contrast}_auc"] = estimate(full[full["model"] == "square"], "auc", by, **options)
-        pieces[f"{contrast}_vs_random"] = paired(common, "auc", ("square", "random"), by, **options)
-        pieces[f"{contrast}_vs_untrained"] = paired(full, "auc", ("square", "untrained"), by, **options)
+        pieces[f"{contrast}_excess"] = estimate(full[full["model"] == "square"], "excess", by, **options)
+        pieces[f"{contrast}_vs_random"] = paired(common, "excess", ("square", "random"), by, **options)
+        pieces[f"{contrast}_vs_untrained"] = paired(full, "excess", ("square", "untrained"), by, **options)
     same = enrichment[(enrichment["group"] == "same_answer") & (enrichment["set"] == "full")]
     pieces["output_enrichment"] = estimate(same[same["model"] == "square"], "share", by, "base", **options)
     pieces["output_vs_untrained"] = paired(same, "share", ("square", "untrained"), by, **options)
@@ -98,19 +98,19 @@ def verdicts(
 
 def decide(row: dict[str, Any], margin: float = MARGIN) -> tuple[str, str]:
     """The verdict on one row of evidence and its reason in words (see `verdicts`)."""
-    used = [row[f"{c}_{x}_n"] for c in ("near", "step") for x in ("auc", "vs_random", "vs_untrained")]
+    used = [row[f"{c}_{x}_n"] for c in ("near", "step") for x in ("excess", "vs_random", "vs_untrained")]
     # comparisons with NaN are false: an interval that could not be had neither holds nor is absent
     if not all(n >= MIN_TESTS for n in used):
         return UNDECIDED, f"fewer than {MIN_TESTS} test cases behind some number"
     holds, absent = {}, {}
     for c in ("near", "step"):
         conditions = {
-            "chance": row[f"{c}_auc_low"] > 0.5,
+            "chance": row[f"{c}_excess_low"] > 0,
             "random split": row[f"{c}_vs_random_low"] > 0,
             "untrained": row[f"{c}_vs_untrained_low"] > 0,
         }
         holds[c] = all(conditions.values())
-        absent[c] = row[f"{c}_auc_high"] < 0.5 + margin or row[f"{c}_vs_untrained_high"] < margin
+        absent[c] = row[f"{c}_excess_high"] < margin or row[f"{c}_vs_untrained_high"] < margin
         failed = ", ".join(name for name, ok in conditions.items() if not ok)
         row[f"{c}_words"] = "holds" if holds[c] else f"{'absent' if absent[c] else 'open'} (not above {failed})"
     output = row["output_enrichment_low"] > 1 and row["output_vs_untrained_low"] > 0

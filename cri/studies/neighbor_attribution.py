@@ -168,8 +168,8 @@ def verdict_text(table: pd.DataFrame) -> str:
     """The verdict table for a terminal: each number with its interval."""
     shown = table[["method", "site", "n"]].copy()
     shown["site"] = shown["site"].str.removesuffix("@prompt_end")
-    for name, title in (("near_auc", "near"), ("near_vs_random", "- random"), ("near_vs_untrained", "- untrained"),
-                        ("step_auc", "step"), ("output_enrichment", "same answer")):  # fmt: skip
+    for name, title in (("near_excess", "near"), ("near_vs_random", "- random"), ("near_vs_untrained", "- untrained"),
+                        ("step_excess", "step"), ("output_enrichment", "same answer")):  # fmt: skip
         digits = 1 if name == "output_enrichment" else 2
         columns = (table[name], table[f"{name}_low"], table[f"{name}_high"])
         shown[title] = [

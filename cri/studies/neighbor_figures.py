@@ -87,10 +87,10 @@ def _enrichment(table: pd.DataFrame) -> Any:
 
 def _matched(table: pd.DataFrame) -> Any:
     rows = (("near", "full"), ("near", "common"), ("step", "full"), ("step", "common"))
-    names = {"near": "near > far", "step": "shared step > none"}
-    table = table[~table["method"].isin(BASELINES)]
+    names = {"near": "near cases", "step": "shared steps"}
+    table = table[~table["method"].isin(BASELINES) & (table["measure"] == "excess")]
     widths = [max(len(p["site"].unique()), 2) for _, p in _columns(table)]
-    fig, axes = plots.figure(4, len(widths), (2.3, 1.5), sharey=True, sharex="col", width_ratios=widths)
+    fig, axes = plots.figure(4, len(widths), (2.3, 1.7), sharey=True, sharex="col", width_ratios=widths)
     for i, (contrast, which) in enumerate(rows):
         part = table[(table["contrast"] == contrast) & (table["set"] == which)]
         for j, (name, panel) in enumerate(_columns(part)):
@@ -99,7 +99,7 @@ def _matched(table: pd.DataFrame) -> Any:
             if i == 0:
                 ax.set_title(name)
         cases = "all held-out" if which == "full" else "held out by both"
-        axes[i, 0].set_ylabel(f"{names[contrast]}\n{cases}, n = {part['n'].max()}\nAUC, same output")
+        axes[i, 0].set_ylabel(f"{names[contrast]}\n{cases}, n = {part['n'].max()}\nexcess in top-k")
     handles = {name: h for ax in axes[:2, 0] for h, name in zip(*ax.get_legend_handles_labels(), strict=True)}
     fig.legend(handles.values(), handles, loc="outside lower center", ncols=3)
     return fig

@@ -163,7 +163,7 @@ def measure(
                 into.append(table.assign(**keys, block=block))
 
             stack(out.enrichment, statistics.enrichment(part, c.groups, k))
-            stack(out.matched, statistics.matched(part, c.groups))
+            stack(out.matched, statistics.matched(part, c.groups, k))
             stack(out.vote, statistics.vote(part, c.groups, true[ids], k))
             if site not in (PARAMETERS, CONTENT):
                 table = pd.DataFrame({"test_id": ids, "distance": statistics.neighbor_distance(part, k)})
@@ -206,7 +206,10 @@ def summarize(out: Collected, config: NeighborAttribution) -> dict[str, pd.DataF
     return {
         "groups": pd.concat(out.groups),
         "enrichment": shares,
-        "matched": statistics.estimate(matched, "auc", [*KEYS, "contrast"], **options),
+        "matched": pd.concat(
+            statistics.estimate(matched, measure, [*KEYS, "contrast"], **options).assign(measure=measure)
+            for measure in ("excess", "share", "expected", "auc")
+        ),
         "vote": votes,
         "distance": distance[distance["set"] != "common"],
         "distance_auc": aucs,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from cri.data import TokenTable
-    from cri.train import Materials
+    from cri.materials import Materials
 
 PEAK_BF16 = 989e12
 """Dense bf16 operations per second of an H100 SXM (data sheet); the utilisation is counted against this."""
@@ -90,7 +90,7 @@ def _row(
 
 
 def _materials(config: PerformanceConfig, **changes: Any) -> Materials:
-    from cri.train import prepare
+    from cri.materials import prepare
 
     base = RunConfig(task_params={"size": config.size}, split_params={"half_side": min(10, config.size // 6)})
     return prepare(base.replace(**changes))
@@ -445,7 +445,7 @@ def run(config: PerformanceConfig) -> Path:
     import torch
     from transformers.utils import logging
 
-    from cri.train import resolve_device
+    from cri.materials import resolve_device
 
     for part in config.parts:
         if part not in PARTS:

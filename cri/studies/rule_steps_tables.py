@@ -385,7 +385,7 @@ def verdict_table(follow: pd.DataFrame, iia: pd.DataFrame | None) -> pd.DataFram
     `score`: the follow rate over all kinds of edit, with its interval; `control_high`: the upper end of the
     shuffled-trace control's (NaN without one). With bar = max(chance + `MARGIN`, `control_high`):
     score's interval above 1/2 and above the bar -> "executes its steps"; above the bar -> "uses its steps in
-    part"; below the bar -> "does not use its steps"; otherwise, or with fewer than `MIN_EDITS` edits,
+    part"; below chance + `MARGIN` -> "does not use its steps"; otherwise, or with fewer than `MIN_EDITS` edits,
     "undecided". `iia`: interchange intervention accuracy for the carry, where measured.
     """
     whole = follow[(follow["kind"] == "all") & (follow["seen"] == "all")]
@@ -402,19 +402,19 @@ def verdict_table(follow: pd.DataFrame, iia: pd.DataFrame | None) -> pd.DataFram
         low, high = min(row["follows_low"], row["wilson_low"]), max(row["follows_high"], row["wilson_high"])
         found = {name: row[name] for name in (*SUBJECT, "region")}
         found |= {"score": row["follows"], "low": low, "high": high, "n": row["n"], "n_runs": row["n_runs"]}
-        found |= {"chance": row["chance"], "control_high": control_high, "verdict": _decide(low, high, bar, row["n"])}
+        found |= {"chance": row["chance"], "control_high": control_high, "verdict": _decide(low, high, bar, row)}
         found |= _carry_iia(iia, found)
         rows.append(found)
     columns = [*SUBJECT, "region", "verdict", "score", "low", "high", "n", "n_runs", "chance", "control_high"]
     return pd.DataFrame(rows, columns=[*columns, "iia", "iia_low", "iia_high"])
 
 
-def _decide(low: float, high: float, bar: float, n: int) -> str:
-    if n < MIN_EDITS or not np.isfinite([low, high]).all():
+def _decide(low: float, high: float, bar: float, row: dict[str, Any]) -> str:
+    if row["n"] < MIN_EDITS or not np.isfinite([low, high]).all():
         return UNDECIDED
     if low > bar:
         return FOLLOWS if low > 0.5 else PARTLY
-    return IGNORES if high <= bar else UNDECIDED
+    return IGNORES if high < row["chance"] + MARGIN else UNDECIDED
 
 
 def _carry_iia(iia: pd.DataFrame | None, row: dict[str, Any]) -> dict[str, float]:
