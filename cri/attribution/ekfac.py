@@ -16,6 +16,7 @@ a pretrained model) keeps its own coordinates: corrected eigenvalues are valid i
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -80,12 +81,14 @@ class EKFAC:
     def blocks(self, model: nn.Module) -> list[Block]:
         """The blocks of `model` this was fitted on; raises `CriError` if it has other ones."""
         blocks = find_blocks(model, [name for group in self.parameters for name in group])
-        for block, group, basis in zip(blocks, self.parameters, self.bases, strict=True):
-            if block.parameters != group or block.shape != tuple(basis.eigenvalues.shape):
-                raise CriError(
-                    f"ekfac: fitted on {' + '.join(group)} of shape {tuple(basis.eigenvalues.shape)}; "
-                    f"the model has {block.name} of shape {block.shape}"
-                )
+        have = [(block.name, block.shape) for block in blocks]
+        fitted = [
+            (" + ".join(group), tuple(basis.eigenvalues.shape))
+            for group, basis in zip(self.parameters, self.bases, strict=True)
+        ]
+        for mine, other in itertools.zip_longest(fitted, have, fillvalue=("nothing", ())):
+            if mine != other:
+                raise CriError(f"ekfac: fitted on {mine[0]} of shape {mine[1]}; the model has {other[0]} of {other[1]}")
         return blocks
 
     def dampings(self, damping: float, relative_damping: float) -> list[float]:
@@ -235,6 +238,8 @@ def fit_ekfac(
                     for x, size, total in zip((left, right), block.shape, moment, strict=True):
                         if total is not None:
                             total += _second_moment(x, size)
+        if not all(bool(c.isfinite().all()) for pair in moments for c in pair if c is not None):
+            raise CriError("model: its gradients are not finite")
         vectors = [[None if c is None else torch.linalg.eigh(c).eigenvectors for c in pair] for pair in moments]
         dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
         bases = [

@@ -69,7 +69,7 @@ def influence(
     for queries in plan.query_groups(test):
         held, _ = hold(model, blocks, test[queries], output, plan, rotations)
         gradients = [g for g in held if isinstance(g, Tensor)]
-        solution = [g / e for g, e in zip(gradients, damped, strict=True)]
+        solution = [g / e if cg_steps else g.div_(e) for g, e in zip(gradients, damped, strict=True)]
         if cg_steps:
             cases = train if cg_tokens is None else on_model(model, cg_tokens)
             solution = conjugate_gradients(

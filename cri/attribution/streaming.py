@@ -147,12 +147,19 @@ def hold(
             total[torch.as_tensor(rows, device=device)] = flat
             square += torch.linalg.vector_norm(flat, dim=1).square()
         order.append(rows)
-        norms[rows] = np.sqrt(square.cpu().numpy())
+        norms[rows] = _finite(square)
     index = torch.as_tensor(np.argsort(np.concatenate(order)), device=device)
     held: list[Held] = []
     for total, batched in zip(whole, factors, strict=True):
         held.append(total if total is not None else [_join(pieces, index) for pieces in zip(*batched, strict=True)])
     return held, norms
+
+
+def _finite(squared_norm: Tensor) -> Float[np.ndarray, " case"]:
+    norms = np.sqrt(squared_norm.cpu().numpy())
+    if not np.isfinite(norms).all():
+        raise CriError("model: its gradients are not finite")
+    return norms
 
 
 def _join(pieces: Sequence[Part], index: Tensor) -> Part:
@@ -204,7 +211,7 @@ def stream(
             if scores is None:
                 scores = np.zeros((len(train), values.shape[1]), dtype=values.dtype)
             scores[rows] = values
-            norms[rows] = np.sqrt(square.cpu().numpy())
+            norms[rows] = _finite(square)
             bar.update(len(rows))
     assert scores is not None
     return scores, norms

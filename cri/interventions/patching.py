@@ -193,7 +193,7 @@ class _Engine:
         model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
 
     def base_logits(self) -> Float[Tensor, "pair window vocab"]:
-        return self._head(self.base[self.post][:, self.read : self.read + self.window])
+        return self._head(self._window(self.post))
 
     def _head(self, resid: Tensor) -> Tensor:
         return self.bridge.unembed(self.bridge.ln_final(resid))
@@ -214,43 +214,61 @@ class _Engine:
 
     def patched(self, p: int) -> Float[Tensor, "site pair window vocab"]:
         """Logits over the window with each site patched at position p."""
-        from transformers import DynamicCache
-
         entering: dict[int, list[tuple[int, Tensor]]] = {}
         for i, site in enumerate(self.sites):
             layer, value = self._after(site, p)
             entering.setdefault(layer, []).append((i, value))
         order: list[int] = []
+        ends: list[Tensor] = []
         resid: Tensor | None = None
-        n_layers = len(self.layers)
-        for layer in range(n_layers + 1):
-            plain = self.base[self.pre[layer] if layer < n_layers else self.post][:, p:]
-            new = []
-            for i, value in entering.get(layer, []):
-                order.append(i)
-                new.append(torch.cat([value[:, None], plain[:, 1:]], dim=1))
-            if new:
-                resid = torch.cat([*([] if resid is None else [resid]), *new])
-            if resid is None or layer == n_layers:
-                continue
-            past: Any = DynamicCache(config=self.config)
-            if p:
-                repeats = len(resid) // len(plain)
-                kept = self.cache.layers[layer]
-                past.update(*(t[:, :, :p].repeat(repeats, 1, 1, 1) for t in (kept.keys, kept.values)), layer)
-            resid = self._layer(layer, resid, p, past)
-        assert resid is not None
-        first = self.read - p
-        logits = self._head(resid[:, first : first + self.window])
-        logits = logits.view(len(order), -1, *logits.shape[1:])
-        return logits[torch.tensor(order).argsort()]
+        last, first = len(self.layers) - 1, self.read - p
+        for layer in range(last + 1):
+            new = entering.get(layer, [])
+            order += [i for i, _ in new]
+            if layer == last and resid is not None:
+                ends.append(self._layer(layer, resid, slice(0, p), p)[:, first : first + self.window])
+            if layer == last and new:
+                ends.append(self._last(torch.cat([value for _, value in new]), p))
+            elif layer < last:
+                plain = self.base[self.pre[layer]][:, p + 1 :]
+                rows = [torch.cat([value[:, None], plain], dim=1) for _, value in new]
+                if rows or resid is not None:
+                    resid = self._layer(layer, torch.cat([*([] if resid is None else [resid]), *rows]), slice(0, p), p)
+        for i, value in entering.get(last + 1, []):
+            order.append(i)
+            end = self._window(self.post)
+            ends.append(end if first else torch.cat([value[:, None], end[:, 1:]], dim=1))
+        logits = self._head(torch.cat(ends))
+        return logits.view(len(order), -1, *logits.shape[1:])[torch.tensor(order).argsort()]
 
-    def _layer(self, layer: int, resid: Tensor, p: int, past: Any) -> Tensor:
+    def _window(self, site: str) -> Float[Tensor, "pair window d"]:
+        return self.base[site][:, self.read : self.read + self.window]
+
+    def _last(self, values: Float[Tensor, "row d"], p: int) -> Float[Tensor, "row window d"]:
+        """The last layer's output over the window where only position p enters it changed: the keys and values
+        of all others are the base's, and nobody asks for the outputs before the window."""
+        layer = len(self.layers) - 1
+        window = self._window(self.pre[layer])[:, 0 if p < self.read else 1 :]
+        fed = torch.cat([values[:, None], window.repeat(len(values) // len(window), 1, 1)], dim=1)
+        others = [i for i in range(self.read) if i != p]
+        return self._layer(layer, fed, others, p)[:, -self.window :]
+
+    def _layer(self, layer: int, resid: Float[Tensor, "row fed d"], past: slice | list[int], p: int) -> Tensor:
+        """A layer over position p and the last positions of the sequence, whatever is fed of them, the base's
+        keys and values standing at `past`."""
+        from transformers import DynamicCache
+
+        kept, cache = self.cache.layers[layer], DynamicCache(config=self.config)
+        if past != [] and past != slice(0, 0):
+            repeats = len(resid) // len(kept.keys)
+            pair: Any = [x[:, :, past].repeat(repeats, 1, 1, 1) for x in (kept.keys, kept.values)]
+            cache.update(*pair, layer)
         options: dict[str, Any] = {}
         if hasattr(self.body, "rotary_emb"):
-            position = torch.arange(p, p + resid.shape[1], device=resid.device)[None]
-            options = {"position_ids": position, "position_embeddings": self.body.rotary_emb(resid, position)}
-        out = self.layers[layer](resid, past_key_values=past, use_cache=True, attention_mask=None, **options)
+            length, fed = kept.keys.shape[2], resid.shape[1]
+            where = torch.tensor([[p, *range(length - fed + 1, length)]], device=resid.device)
+            options = {"position_ids": where, "position_embeddings": self.body.rotary_emb(resid, where)}
+        out = self.layers[layer](resid, past_key_values=cache, use_cache=True, attention_mask=None, **options)
         return out[0] if isinstance(out, tuple) else out
 
 

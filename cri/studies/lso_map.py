@@ -37,7 +37,7 @@ class LsoMapConfig:
     """Half side of the held-out square."""
     steps: int = 0
     """Training steps; 0 is the recipe's."""
-    name: str = "demo"
+    name: str = "cpu"
     """Names the folder of tables and the figures."""
     runs: Path = Path("runs")
     """Folder of trained runs."""
@@ -68,8 +68,8 @@ class LsoMapConfig:
 
 
 PRESETS: dict[str, LsoMapConfig] = {
-    "demo": LsoMapConfig(),
-    "tasks": LsoMapConfig(tasks=tuple(TASKS), seeds=(0, 1, 2), name="tasks"),
+    "cpu": LsoMapConfig(),
+    "tasks": LsoMapConfig(tasks=tuple(TASKS), name="tasks"),
     "scratchpad": LsoMapConfig(
         formats=("scratchpad",), tokenizers=("number", "digit"), seeds=(0, 1, 2), name="scratchpad"
     ),

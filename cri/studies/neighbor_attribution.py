@@ -98,9 +98,9 @@ def _identity(config: NeighborAttribution, runs: list[Path]) -> dict[str, Any]:
     elsewhere = ("name", "runs", "record", "figures", "jobs", "device")
     options = {k: v for k, v in asdict(config).items() if k not in elsewhere}
     package = Path(__file__).parents[1]
-    code = {
-        str(f.relative_to(package)): file_sha256(f) for f in sorted(package.rglob("*.py")) if "plots" not in f.parts
-    }
+    files = [f for f in sorted(package.rglob("*.py")) if f.parent.name not in ("plots", "studies")]
+    files += sorted(Path(__file__).parent.glob("neighbor_*.py"))
+    code = {str(f.relative_to(package)): file_sha256(f) for f in files}
     return {
         "options": json.loads(json.dumps(options)),
         "runs": {path.name: _weights(read_json(path / MARKER)["sha256"]) for path in runs},
