@@ -305,7 +305,7 @@ def read_accounts(
         `toward_source`: logit(source) - logit(rule) where these do, so a positive change means that the
         source's own text gains over the rule's.
     """
-    greedy = logits.argmax(-1)
+    greedy, shape = logits.argmax(-1), (*logits.shape[:-2], 1)
     out: dict[str, Tensor] = {}
     for name in ("rule", "base", "source"):
         tokens = getattr(pairs, name).to(logits.device)
@@ -315,12 +315,11 @@ def read_accounts(
         "toward_source": (pairs.source, pairs.rule, pairs.source),
     }.items():
         # an account's window ends where it parts from the rule
-        where = ((window != IGNORE).sum(-1) - 1).to(logits.device)
-        picked = logits.gather(-2, where[:, None, None].expand(*logits.shape[:-2], 1, logits.shape[-1])).squeeze(-2)
-        index = torch.arange(len(pairs))
-        high, low = (t[index, where.cpu()].to(logits.device) for t in (plus, minus))
-        shape = (*logits.shape[:-2], 1)
-        out[name] = (
-            picked.gather(-1, high[:, None].expand(shape)) - picked.gather(-1, low[:, None].expand(shape))
-        ).squeeze(-1)
+        where = (window != IGNORE).sum(-1, keepdim=True) - 1
+        flat = logits.flatten(-2)  # picks single logits without copying rows of the vocabulary
+        high, low = (
+            flat.gather(-1, (where * logits.shape[-1] + tokens.gather(-1, where)).to(flat.device).expand(shape))
+            for tokens in (plus, minus)
+        )
+        out[name] = (high - low).squeeze(-1)
     return out

@@ -139,8 +139,8 @@ def patch_map(
         with torch.no_grad(), unmasked(model, "products"):
             engine = _Engine(model, bridge, part, chosen, vectors, basis, generator)
             unpatched.append(read_accounts(engine.base_logits(), part))
-            logits = torch.stack([engine.patched(p) for p in where], dim=1)
-            parts.append(read_accounts(logits, part))
+            cells = [read_accounts(engine.patched(p), part) for p in where]
+            parts.append({name: torch.stack([cell[name] for cell in cells], dim=1) for name in cells[0]})
     return PatchMap(chosen, where, _joined(parts), _joined(unpatched), pairs)
 
 
@@ -238,8 +238,8 @@ class _Engine:
             order.append(i)
             end = self._window(self.post)
             ends.append(end if first else torch.cat([value[:, None], end[:, 1:]], dim=1))
-        logits = self._head(torch.cat(ends))
-        return logits.view(len(order), -1, *logits.shape[1:])[torch.tensor(order).argsort()]
+        by_site = torch.cat(ends).view(len(order), -1, *ends[0].shape[1:])[torch.tensor(order).argsort()]
+        return self._head(by_site.flatten(0, 1)).view(*by_site.shape[:3], -1)
 
     def _window(self, site: str) -> Float[Tensor, "pair window d"]:
         return self.base[site][:, self.read : self.read + self.window]
