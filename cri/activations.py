@@ -129,9 +129,7 @@ def collect(
     by_hook: dict[str, list[Site]] = {}
     for site in sites:
         by_hook.setdefault(site.hook, []).append(site)
-    hooks = [
-        (name, lambda t, hook, wanted=wanted: keep(t, hook, wanted=wanted)) for name, wanted in by_hook.items()
-    ]
+    hooks = [(name, lambda t, hook, wanted=wanted: keep(t, hook, wanted=wanted)) for name, wanted in by_hook.items()]
     with _reading(bridge, hooks):
         for start in range(0, len(rows), batch_size):
             part = rows[start : start + batch_size]

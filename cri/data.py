@@ -103,6 +103,4 @@ def encode(task: Task, fmt: Format, tokenizer: PreTrainedTokenizerBase) -> Token
     ids = torch.full((len(rows), max(map(len, rows))), pad, dtype=torch.long)
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
-    return TokenTable(
-        ids, torch.tensor([len(p) for p in prompt_ids]), torch.tensor([len(r) for r in rows]), pad, eos
-    )
+    return TokenTable(ids, torch.tensor([len(p) for p in prompt_ids]), torch.tensor([len(r) for r in rows]), pad, eos)

@@ -192,9 +192,7 @@ def to_bridge(
     tok.init_kwargs.setdefault("name_or_path", "")
     tok.init_kwargs["add_bos_token"] = True
     twin = copy.deepcopy(model).to(device).eval()  # pyright: ignore[reportArgumentType]
-    bridge = TransformerBridge.boot_transformers(
-        "local", hf_model=twin, tokenizer=tok, device=str(device)
-    )
+    bridge = TransformerBridge.boot_transformers("local", hf_model=twin, tokenizer=tok, device=str(device))
     bridge.cfg.default_prepend_bos = False
     return bridge
 
@@ -217,5 +215,3 @@ def describe(model: PreTrainedModel) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "n_parameters": sum(p.numel() for p in model.parameters()),
     }
-
-

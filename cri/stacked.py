@@ -107,8 +107,11 @@ class StackedForward:
         self._losses: dict[tuple[int, Kind], Traced] = {}
 
     def loss(
-        self, flat: Float[Tensor, "replica parameter"], ids: Int[Tensor, "replica batch pos"],
-        labels: Int[Tensor, "replica batch pos"], first: int,
+        self,
+        flat: Float[Tensor, "replica parameter"],
+        ids: Int[Tensor, "replica batch pos"],
+        labels: Int[Tensor, "replica batch pos"],
+        first: int,
     ) -> Float[Tensor, " replica"]:
         """Cross-entropy of each replica's own batch, summed over labelled positions from `first` on."""
         kind = attention_kind(ids.shape[0] * ids.shape[1], ids.shape[2], self.compiled)

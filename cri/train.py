@@ -140,7 +140,9 @@ def begin_run(folder: Path, materials: Materials) -> None:
     for stale in folder.glob(".*.tmp"):
         stale.unlink()
     write_json(folder / "config.json", materials.config.to_dict())
-    write_json(folder / "split.json", {**split.info, "n_train": int(split.train.sum()), "n_test": int(split.test.sum())})
+    write_json(
+        folder / "split.json", {**split.info, "n_train": int(split.train.sum()), "n_test": int(split.test.sum())}
+    )
 
 
 def finish_run(
@@ -190,7 +192,9 @@ def _train(
 
     rng = np.random.default_rng(0)
     sample = np.sort(
-        np.concatenate([rng.choice(ids, min(128, len(ids)), replace=False) for ids in (split.train_ids, split.test_ids)])
+        np.concatenate(
+            [rng.choice(ids, min(128, len(ids)), replace=False) for ids in (split.train_ids, split.test_ids)]
+        )
     )
     started, first_step = time.perf_counter(), trainer.step
     bar = tqdm(
@@ -211,8 +215,13 @@ def _train(
         bar.update(p.step - bar.n)
 
     eval_every = max(1, config.train.steps // max(1, evals))
-    stops = sorted({*range(checkpoint_every, config.train.steps, checkpoint_every),
-                    *range(eval_every, config.train.steps, eval_every), config.train.steps})
+    stops = sorted(
+        {
+            *range(checkpoint_every, config.train.steps, checkpoint_every),
+            *range(eval_every, config.train.steps, eval_every),
+            config.train.steps,
+        }
+    )
     for stop in stops:
         if stop <= trainer.step:
             continue
@@ -258,7 +267,12 @@ def _train_one(config: RunConfig, out: Path, device: str, progress: bool, positi
 
 
 def train_runs(
-    configs: Sequence[RunConfig], out: Path = Path("runs"), *, jobs: int = 0, device: str = "auto", progress: bool = True
+    configs: Sequence[RunConfig],
+    out: Path = Path("runs"),
+    *,
+    jobs: int = 0,
+    device: str = "auto",
+    progress: bool = True,
 ) -> list[Path]:
     """`train_run` for each config: one process a core on CPU (`jobs`, 0 for all cores), in turn on a GPU.
 

@@ -100,7 +100,9 @@ def target_logits(
     """Logits that predict positions `first`.. of `ids` (the head is not applied to earlier positions)."""
     keep = ids.shape[1] - first  # the last token is only ever predicted
     # a checkpointed layer is computed again later, outside this block
-    shortened = contextlib.nullcontext() if checkpointed(model) else last_mlp_where_scored(model, ids.shape[1] - 1, keep)
+    shortened = (
+        contextlib.nullcontext() if checkpointed(model) else last_mlp_where_scored(model, ids.shape[1] - 1, keep)
+    )
     with shortened:
         return model(input_ids=ids[:, :-1], use_cache=False, logits_to_keep=keep).logits
 

@@ -21,7 +21,12 @@ def opened():
 
 def test_equal_to_run_with_cache_case_by_case(opened):
     bridge, tokens = opened
-    sites = [*residual_sites(bridge), Site("blocks.0.attn.hook_z", 1), Site("blocks.1.hook_mlp_out", -2), Site("unembed.hook_out")]
+    sites = [
+        *residual_sites(bridge),
+        Site("blocks.0.attn.hook_z", 1),
+        Site("blocks.1.hook_mlp_out", -2),
+        Site("unembed.hook_out"),
+    ]
     cases = np.array([500, 3, 77, 240])
     found = collect(bridge, tokens, sites, cases, batch_size=3)
     assert list(found) == sites

@@ -75,7 +75,8 @@ def test_out_of_room_is_unfinished(trained):
 def test_sampling_is_reproducible_and_varied(trained):
     part = trained.tokens[np.arange(20)]
     first, again, other = (
-        decode(trained.model, part, temperature=1.0, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+        decode(trained.model, part, temperature=1.0, generator=torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(first.ids, again.ids)
     assert (first.ids != other.ids).any()

@@ -43,7 +43,9 @@ def test_tables_agree_with_the_runs(study):
 def test_figures_come_from_the_tables_alone(study, tmp_path):
     _, folder = study
     drawn = draw(folder, tmp_path)
-    assert {p.name for p in drawn} == {f"lso_{what}_test.{kind}" for what in ("map", "rings") for kind in ("png", "pdf")}
+    assert {p.name for p in drawn} == {
+        f"lso_{what}_test.{kind}" for what in ("map", "rings") for kind in ("png", "pdf")
+    }
     assert all(p.stat().st_size > 5000 for p in drawn)
 
 

@@ -45,7 +45,10 @@ def test_round_trip(text):
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_every_case_of_every_task_and_format_survives(kind, name, fmt):
     size = 6 if fmt == "rfft" else 12
-    task, form = make_task(name, **({"size": size, "modulus": 7} if name == "mod_addition" and size < 8 else {"size": size})), make_format(fmt)
+    task, form = (
+        make_task(name, **({"size": size, "modulus": 7} if name == "mod_addition" and size < 8 else {"size": size})),
+        make_format(fmt),
+    )
     tokenizer = task_tokenizer(kind, task, form)
     tokens = encode(task, form, tokenizer)
     prompts, completions = texts(task, form)

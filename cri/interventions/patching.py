@@ -180,7 +180,7 @@ class _Engine:
         source = bridge.run_with_cache(pairs.source_ids.to(self.device), names_filter=sorted(set(sites)))[1]
         # the last residual is needed for positions without a patch, every other one to run on from
         self.base = {name: base[name] for name in names}
-        self.patch = {}
+        self.patch: dict[str, tuple[int, Tensor]] = {}
         for site in sites:
             delta = source[site] - base[site]
             if vectors == "random":
@@ -188,7 +188,7 @@ class _Engine:
                 delta = noise * delta.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
             if basis is not None:
                 delta = delta @ basis.to(delta) @ basis.to(delta).T
-            self.patch[site] = base[site] + delta
+            self.patch[site] = self._after(site, base[site] + delta)
         self.cache: Any = DynamicCache(config=self.config)
         model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
 
@@ -198,26 +198,25 @@ class _Engine:
     def _head(self, resid: Tensor) -> Tensor:
         return self.bridge.unembed(self.bridge.ln_final(resid))
 
-    def _after(self, site: str, p: int) -> tuple[int, Float[Tensor, "pair d"]]:
-        """The layer that a patch is felt from, and the residual stream entering it at position p."""
+    def _after(self, site: str, value: Float[Tensor, "pair pos d"]) -> tuple[int, Float[Tensor, "pair pos d"]]:
+        """The layer that a patched value is felt from, and the residual stream that enters it with the value at
+        that position; what a layer does between its attention and its end it does position by position."""
         layer, component = int(site.split(".")[1]), site.rpartition("hook_")[2]
-        value = self.patch[site][:, p]
         if component == "resid_pre":
             return layer, value
         if component == "resid_post":
             return layer + 1, value
         if component == "mlp_out":
-            return layer + 1, self.base[self.mid[layer]][:, p] + value
-        mid = (self.base[self.pre[layer]][:, p] + value)[:, None]
-        block = self.bridge.blocks[layer]
-        return layer + 1, (mid + block.mlp(block.ln2(mid)))[:, 0]
+            return layer + 1, self.base[self.mid[layer]] + value
+        mid, block = self.base[self.pre[layer]] + value, self.bridge.blocks[layer]
+        return layer + 1, mid + block.mlp(block.ln2(mid))
 
     def patched(self, p: int) -> Float[Tensor, "site pair window vocab"]:
         """Logits over the window with each site patched at position p."""
         entering: dict[int, list[tuple[int, Tensor]]] = {}
         for i, site in enumerate(self.sites):
-            layer, value = self._after(site, p)
-            entering.setdefault(layer, []).append((i, value))
+            layer, values = self.patch[site]
+            entering.setdefault(layer, []).append((i, values[:, p]))
         order: list[int] = []
         ends: list[Tensor] = []
         resid: Tensor | None = None

@@ -50,9 +50,7 @@ def draw_maps(cases: pd.DataFrame, manifest: Mapping[str, Any], figures: Path) -
                 continue
             square = [(*task.center, manifest["half_side"])] if split == "square" else []
             last = i == len(splits) - 1 if len(models) == 1 else j == len(models) - 1
-            plots.accuracy_map(
-                table, ax, value="accuracy", squares=square, axis_names=task.axis_names, colorbar=last
-            )
+            plots.accuracy_map(table, ax, value="accuracy", squares=square, axis_names=task.axis_names, colorbar=last)
             held_out, n = table.loc[~table["train"], "accuracy"].mean(), int(table["n_seeds"].max())
             ax.set_title(f"{_title(key, cases)}\n{split} split, {n} seed{'s' * (n > 1)}\nheld out: {held_out:.2f}")
     return plots.save_figure(fig, figures / f"lso_map_{manifest['name']}")
@@ -84,8 +82,6 @@ def draw_failures(cases: pd.DataFrame, manifest: Mapping[str, Any], figures: Pat
                 ax.set_axis_off()
                 continue
             square = [(*task.center, manifest["half_side"])] if split == "square" else []
-            plots.category_map(
-                table, "failure", plots.ERROR_COLORS, ax, squares=square, axis_names=task.axis_names
-            )
+            plots.category_map(table, "failure", plots.ERROR_COLORS, ax, squares=square, axis_names=task.axis_names)
             ax.set_title(f"{_title(key, cases)}\n{split} split: {(table['failure'] != '').sum()} wrong, seed 0")
     return plots.save_figure(fig, figures / f"lso_failures_{manifest['name']}")

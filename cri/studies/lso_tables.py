@@ -44,7 +44,9 @@ def case_table(cases: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
 
 
-def _maps(cases: pd.DataFrame, configs: Sequence[RunConfig]) -> Iterator[tuple[dict[str, str], pd.DataFrame, Task, Split]]:
+def _maps(
+    cases: pd.DataFrame, configs: Sequence[RunConfig]
+) -> Iterator[tuple[dict[str, str], pd.DataFrame, Task, Split]]:
     """Each map's key, cases, task and split."""
     by_key = {tuple(getattr(c, k) for k in KEYS): c for c in configs}
     for key, part in cases.groupby(KEYS, sort=False):

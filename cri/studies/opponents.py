@@ -165,7 +165,11 @@ def hf_trainer_seconds(
             disable_tqdm=True,
         )
         trainer = Trainer(
-            model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[clock]  # pyright: ignore[reportArgumentType]
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=collate,
+            callbacks=[clock],  # pyright: ignore[reportArgumentType]
         )
         trainer.train()
     return clock.stopped - clock.started

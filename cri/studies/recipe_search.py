@@ -42,7 +42,13 @@ class RecipeSearch:
 PRESETS = {
     "all": RecipeSearch(),
     "test": RecipeSearch(
-        tasks=("addition",), steps=(30,), batch_sizes=(64,), lrs=(1e-3, 5e-3), weight_decays=(0.0,), size=24, name="test"
+        tasks=("addition",),
+        steps=(30,),
+        batch_sizes=(64,),
+        lrs=(1e-3, 5e-3),
+        weight_decays=(0.0,),
+        size=24,
+        name="test",
     ),
 }
 
