@@ -66,8 +66,9 @@ def _entry(kind: Kind) -> Any:
         if attention_mask is not None:
             raise ValueError("attention_mask: this attention takes right-padded sequences and no mask")
         scaling = options.get("scaling") or float(query.shape[-1]) ** -0.5
-        out = causal_attention(query, key, value, scaling, kind)
-        return out.transpose(1, 2).contiguous(), None
+        left_out = query.shape[2] - getattr(module, _KEEP, query.shape[2])
+        out = causal_attention(query[:, :, left_out:], key, value, scaling, kind).transpose(1, 2)
+        return F.pad(out, (0, 0, 0, 0, left_out, 0)) if left_out else out.contiguous(), None
 
     return attend
 
@@ -90,29 +91,36 @@ def unmasked(model: PreTrainedModel, kind: Kind = "library") -> Iterator[None]:
         config.pad_token_id = pad
 
 
-@contextlib.contextmanager
-def last_mlp_where_scored(model: nn.Module, length: int, keep: int) -> Iterator[None]:
-    """Within the block, the last layer's MLP is computed for the last `keep` of `length` positions only.
+_KEEP = "cri_keep"
+"""Attribute of an attention module: how many positions, from the end, it is asked about."""
 
-    Earlier positions reach the scored ones through attention alone, so nothing that is scored changes. (In the direct
-    format that is a third of a small model's work.)
+
+@contextlib.contextmanager
+def last_layer_where_scored(model: nn.Module, length: int, keep: int) -> Iterator[None]:
+    """Within the block, the last layer's attention and MLP are computed for the last `keep` of `length` positions only.
+
+    Earlier positions reach the scored ones through keys and values alone, so nothing that is scored changes. (In the
+    direct format that is a third of a small model's work.) Needs `unmasked`.
     """
-    mlp = _last_mlp(model)
-    if mlp is None or keep > 0.75 * length:
+    attention, mlp = _last_layer(model)
+    if mlp is None or attention is None or keep > 0.75 * length:
         yield
         return
     before = mlp.register_forward_pre_hook(lambda module, args: (args[0][..., -keep:, :].contiguous(),))
     after = mlp.register_forward_hook(lambda module, args, out: F.pad(out, (0, 0, length - keep, 0)))
+    setattr(attention, _KEEP, keep)
     try:
         yield
     finally:
         before.remove()
         after.remove()
+        delattr(attention, _KEEP)
 
 
-def _last_mlp(model: nn.Module) -> nn.Module | None:
-    """The MLP of the last layer, None where the architecture keeps it elsewhere."""
+def _last_layer(model: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
+    """Attention and MLP of the last layer, None where the architecture keeps them elsewhere."""
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) and hasattr(module[-1], "mlp"):
-            return module[-1].mlp  # pyright: ignore[reportReturnType]
-    return None
+            attention = getattr(module[-1], "attn", None) or getattr(module[-1], "self_attn", None)
+            return attention, module[-1].mlp  # pyright: ignore[reportReturnType]
+    return None, None

@@ -36,16 +36,16 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field, low in (("steps", 1), ("batch_size", 1), ("micro_batch", 0)):
-            if getattr(self, field) < low:
-                raise out_of_range(field, getattr(self, field), f"at least {low}")
+        for name, low in (("steps", 1), ("batch_size", 1), ("micro_batch", 0)):
+            if getattr(self, name) < low:
+                raise out_of_range(name, getattr(self, name), f"at least {low}")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise out_of_range("lr", self.lr, "positive")
         if not 0 <= self.warmup < 1:
             raise out_of_range("warmup", self.warmup, "in [0, 1)")
-        for field, valid in (("loss_on", ("completion", "all")), ("precision", ("fp32", "tf32", "bf16"))):
-            if getattr(self, field) not in valid:
-                raise out_of_range(field, getattr(self, field), f"one of {', '.join(valid)}")
+        for name, valid in (("loss_on", ("completion", "all")), ("precision", ("fp32", "tf32", "bf16"))):
+            if getattr(self, name) not in valid:
+                raise out_of_range(name, getattr(self, name), f"one of {', '.join(valid)}")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from cri.attention import SHORT, Kind, last_mlp_where_scored, unmasked
+from cri.attention import SHORT, Kind, last_layer_where_scored, unmasked
 from cri.checkpoints import read_checkpoint, write_checkpoint
 from cri.config import TrainConfig
 from cri.data import TokenTable
@@ -150,7 +150,7 @@ class StackedForward:
 
     def _logits(self, parameters: dict[str, Tensor], ids: Tensor, keep: int) -> Tensor:
         inputs = {"input_ids": ids, "use_cache": False, "logits_to_keep": keep}
-        with last_mlp_where_scored(self.template, ids.shape[1], keep):
+        with last_layer_where_scored(self.template, ids.shape[1], keep):
             return functional_call(self.template, parameters, (), inputs).logits
 
 

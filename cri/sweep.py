@@ -42,8 +42,8 @@ class SweepConfig:
     out: Path = Path("runs")
     """Folder of runs; the sweep's table is written there as `sweep.csv`."""
     backend: Backend = "processes"
-    """`ray` hands the jobs to the Ray cluster that RAY_ADDRESS names, or to a local one; `out` must be a folder that all
-    its machines share."""
+    """`ray` hands the jobs to the Ray cluster that RAY_ADDRESS names, or to a local one; `out` must be a folder that
+    all its machines share."""
     jobs: int = 0
     """Jobs at once; 0 is one a core (with Ray: as many as the cluster takes)."""
     gpus_per_job: float = 0.0
@@ -99,8 +99,8 @@ def sweep(
     """`train_run` for each config as independent jobs.
 
     Returns one row a config: `task, format, tokenizer, model, split, seed, status` (done, failed), `train_accuracy`,
-    `test_accuracy`, `error, run` (the folder's name), also written to `sweep.csv` below `out`. The table does not depend
-    on the backend. Raises `MissingDependencyError` where Ray is asked for and absent.
+    `test_accuracy`, `error, run` (the folder's name), also written to `sweep.csv` below `out`. The table does not
+    depend on the backend. Raises `MissingDependencyError` where Ray is asked for and absent.
     """
     import contextlib
 

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from cri.attention import SHORT, Kind, last_mlp_where_scored, unmasked
+from cri.attention import SHORT, Kind, last_layer_where_scored, unmasked
 from cri.checkpoints import read_checkpoint, write_checkpoint
 from cri.config import TrainConfig
 from cri.data import TokenTable
@@ -101,7 +101,7 @@ def target_logits(
     keep = ids.shape[1] - first  # the last token is only ever predicted
     # a checkpointed layer is computed again later, outside this block
     shortened = (
-        contextlib.nullcontext() if checkpointed(model) else last_mlp_where_scored(model, ids.shape[1] - 1, keep)
+        contextlib.nullcontext() if checkpointed(model) else last_layer_where_scored(model, ids.shape[1] - 1, keep)
     )
     with shortened:
         return model(input_ids=ids[:, :-1], use_cache=False, logits_to_keep=keep).logits

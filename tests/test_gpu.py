@@ -29,7 +29,7 @@ def losses(config, device, **options):
 
 
 @pytest.mark.parametrize("model", ["nano", "nano-rope"])
-@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-3), ("tf32", 2e-2), ("bf16", 5e-2)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("tf32", 2e-2), ("bf16", 5e-2)])
 def test_graphed_training_follows_the_cpu(model, precision, tolerance):
     config = CONFIG.replace(model=model, precision=precision)
     expected, _ = losses(config.replace(precision="fp32"), "cpu")

@@ -58,7 +58,8 @@ def planted(config, correct):
     return pd.DataFrame(
         {
             "id": np.arange(task.n_cases), "row": task.coords[:, 0], "col": task.coords[:, 1], "train": split.train,
-            "correct": correct(task, split), "status": np.where(correct(task, split), "right", "wrong"), "error": "carry",
+            "correct": correct(task, split), "error": "carry",
+            "status": np.where(correct(task, split), "right", "wrong"),
             "task": config.task, "format": config.format, "tokenizer": config.tokenizer, "model": config.model,
             "split": config.split, "run": "planted", "seed": 0,
         }

@@ -48,7 +48,7 @@ def test_bridge_with_right_padding_needs_no_mask(materials):
 
 
 def test_equal_seeds_equal_weights_and_the_global_generator_is_left_alone():
-    shape = dict(vocab_size=50, n_positions=8, pad=0, eos=1)
+    shape = {"vocab_size": 50, "n_positions": 8, "pad": 0, "eos": 1}
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)

@@ -1,4 +1,4 @@
-"""The README's promises: its Python runs, its commands exist with the options shown, its links and figures are there."""
+"""The README's promises: its Python runs, its commands have the options shown, its links lead somewhere."""
 
 from __future__ import annotations
 

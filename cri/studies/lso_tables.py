@@ -79,8 +79,9 @@ def region_table(cases: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFr
         regions = part.assign(part=part["train"].map({True: "train", False: "held out"}), sum=carries)
         for (name, total), chosen in regions.groupby(["part", "sum"], sort=False):
             counts = chosen["status"].value_counts()
-            rows.append({**key, "part": name, "sum": total, "n": len(chosen),
-                         **{s: int(counts.get(s, 0)) for s in STATUSES}, "accuracy": chosen["correct"].mean()})  # fmt: skip
+            by_status = {s: int(counts.get(s, 0)) for s in STATUSES}
+            sizes = {"n": len(chosen), **by_status, "accuracy": chosen["correct"].mean()}
+            rows.append({**key, "part": name, "sum": total, **sizes})
     return pd.DataFrame(rows)
 
 
