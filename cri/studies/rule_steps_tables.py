@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 SUBJECT = ["task", "format", "tokenizer"]
 MARGIN = 0.05
 """A follow rate this far above chance counts as more than chance."""
+LONG = 96
+"""Longer sequences (a rule's traces) are patched at their last 64 positions only, with a quarter of the pairs."""
 MIN_EDITS = 20
 """Fewer edits than this decide nothing."""
 FOLLOWS, PARTLY, IGNORES, UNDECIDED = (
@@ -133,6 +135,8 @@ def _intervene(run: Run, is_control: bool, config: RuleSteps, notes: list[str]) 
     if run.config.format != "direct":
         out["edits"] = _edits(run, cases, is_control, config)
     if is_control:
+        right = run.predictions.loc[run.predictions["train"], "correct"].mean()
+        notes.append(f"{run.path.name}: the control answers {right:.2f} of its training cases right")
         return out
     if run.config.format == "rfft":
         out["rule_edits"] = _rule_edits(run, cases[:: max(1, len(cases) // 40)], notes)
@@ -154,7 +158,9 @@ def _edits(run: Run, cases: Int[np.ndarray, " case"], is_control: bool, config: 
         raise CriError(f"elements: no trace of {run.path.name} holds {', '.join(config.elements)} to edit")
     parts = [iv.step_edits(run, edits).assign(model="shuffled" if is_control else "trained")]
     if not is_control and run.config.seed == 0:
-        parts.append(iv.step_edits(run, edits, model=run.untrained()).assign(model="untrained"))
+        # it never ends a text, so a rule's long traces are few
+        few = edits if run.tokens.ids.shape[1] <= LONG else edits[::5]
+        parts.append(iv.step_edits(run, few, model=run.untrained()).assign(model="untrained"))
     table = pd.concat(parts, ignore_index=True).drop(columns=["text", "expected_text"])
     table["seen"] = table["seen"].map({True: "seen", False: "unseen"}).fillna("unknown")
     return _placed(table, run)
@@ -178,7 +184,8 @@ def _interchange(run: Run, solved: np.ndarray, config: RuleSteps, notes: list[st
         for region, mask in (("inside", run.split.test), ("outside", run.split.train)):
             bases = np.sort(rng.permutation(np.flatnonzero(solved & mask))[: 4 * config.n_pairs])
             try:
-                pairs = iv.make_pairs(run, variable, bases.tolist(), sources.tolist(), n=config.n_pairs)
+                n = config.n_pairs if run.tokens.ids.shape[1] <= LONG else max(2, config.n_pairs // 4)
+                pairs = iv.make_pairs(run, variable, bases.tolist(), sources.tolist(), n=n)
             except CriError as error:
                 notes.append(f"{run.path.name}, {region}: {error}")
                 continue
@@ -191,7 +198,8 @@ def _interchange(run: Run, solved: np.ndarray, config: RuleSteps, notes: list[st
                 models["untrained"] = (untrained, to_bridge(untrained, run.tokenizer), pairs, "source")
             cells: iv.PatchMap | None = None
             for name, (model, bridge, chosen, vectors) in models.items():
-                found = iv.patch_map(model, bridge, chosen, vectors=cast("Any", vectors))
+                positions = range(0 if pairs.read < LONG else pairs.read - 63, pairs.read + 1)
+                found = iv.patch_map(model, bridge, chosen, positions=positions, vectors=cast("Any", vectors))
                 cells = found if name == "source" else cells
                 if name == "source":
                     table = found.table().assign(variable=variable, element=pairs.element)
