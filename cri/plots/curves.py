@@ -61,7 +61,7 @@ def ring_accuracy(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool =
     if legend and len(ax.lines) <= 4:
         ax.legend(loc="lower left", handlelength=2.4)
     elif legend:  # too many to stand on the curves
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), handlelength=2.4)
+        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=2.4)
     return ax
 
 

@@ -122,10 +122,10 @@ def matched(scores: Scores, groups: Groups, k: int = 10) -> pd.DataFrame:
 
         share = Σ_{i in pool} w_i trait_i / k,   expected = Σ_{i in pool} w_i p_i / k,   excess = share - expected.
 
-    A score that looks at outputs only, however graded, has an excess of 0 (for `step` to within 0.001). And the *AUC* of
-    the score, trait against no trait, P(higher) + ½ P(equal), over the pairs of the pool that both have the
-    label predicted for t (for `step` distances as above); chance is 0.5. It asks about all such cases, the excess
-    about the best-scored ones, whatever their answer.
+    A score that looks at outputs only, however graded, has an excess of 0 (for `step` to within 0.001). And
+    the *AUC* of the score, trait against no trait, P(higher) + ½ P(equal), over the pairs of the pool that
+    both have the label predicted for t (for `step` distances as above); chance is 0.5. It asks about all such
+    cases, the excess about the best-scored ones, whatever their answer.
 
     Returns:
         One row a test case and contrast: `test_id`, `contrast`, `share`, `expected`, `excess`, `auc` (NaN

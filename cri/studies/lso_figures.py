@@ -60,9 +60,13 @@ def draw_rings(rings: pd.DataFrame, manifest: Mapping[str, Any], figures: Path) 
     """Accuracy by ring from the square's border inwards, one panel a format, tokenizer and model."""
     varying = [k for k in ("format", "tokenizer", "model") if rings[k].nunique() > 1]
     panels = list(rings.groupby(varying, sort=False)) if varying else [((), rings)]
-    fig, axes = plots.figure(1, len(panels), size=(3.4, 3.2))
+    constant = [k for k in ("task", "format") if rings[k].nunique() == 1]
+    n_curves = max(
+        len(part.groupby([k for k in ("task", "format", "split") if k not in constant])) for _, part in panels
+    )
+    fig, axes = plots.figure(1, len(panels), size=(3.4 + 2.2 * (n_curves > 4), 2.8))
     for ax, (names, part) in zip(axes[0], panels, strict=True):
-        plots.ring_accuracy(part, ax)
+        plots.ring_accuracy(part.drop(columns=constant), ax)
         ax.set_title(", ".join(map(str, names)))
     return plots.save_figure(fig, figures / f"lso_rings_{manifest['name']}")
 
