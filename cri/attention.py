@@ -68,7 +68,7 @@ def _entry(kind: Kind) -> Any:
         scaling = options.get("scaling") or float(query.shape[-1]) ** -0.5
         left_out = query.shape[2] - getattr(module, _KEEP, query.shape[2])
         out = causal_attention(query[:, :, left_out:], key, value, scaling, kind).transpose(1, 2)
-        return F.pad(out, (0, 0, 0, 0, left_out, 0)) if left_out else out.contiguous(), None
+        return F.pad(out, (0, 0, 0, 0, left_out, 0)) if left_out else out.contiguous(), None  # pyright: ignore[reportArgumentType]
 
     return attend
 
@@ -107,7 +107,7 @@ def last_layer_where_scored(model: nn.Module, length: int, keep: int) -> Iterato
         yield
         return
     before = mlp.register_forward_pre_hook(lambda module, args: (args[0][..., -keep:, :].contiguous(),))
-    after = mlp.register_forward_hook(lambda module, args, out: F.pad(out, (0, 0, length - keep, 0)))
+    after = mlp.register_forward_hook(lambda module, args, out: F.pad(out, (0, 0, length - keep, 0)))  # pyright: ignore[reportArgumentType]
     setattr(attention, _KEEP, keep)
     try:
         yield

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from cri.cli import run_command
 from cri.config import RunConfig
@@ -127,7 +127,8 @@ def sweep(
     with context:
         done = joblib.Parallel(n_jobs=n_jobs, verbose=5)(joblib.delayed(_job)(c, out, device) for c in configs)
     rows = []
-    for config, (name, error) in zip(configs, done, strict=True):  # pyright: ignore[reportArgumentType]
+    for config, outcome in zip(configs, cast(list[tuple[str, str]], done), strict=True):
+        name, error = outcome
         keys = ("task", "format", "tokenizer", "model", "split", "seed")
         accuracy = {} if error else read_json(out / name / "manifest.json")["accuracy"]
         rows.append(

@@ -167,7 +167,7 @@ def hf_trainer_seconds(
         trainer = Trainer(
             model=model,
             args=arguments,
-            train_dataset=rows,
+            train_dataset=rows,  # pyright: ignore[reportArgumentType]
             data_collator=collate,
             callbacks=[clock],  # pyright: ignore[reportArgumentType]
         )
