@@ -127,7 +127,7 @@ def sweep(
     with context:
         done = joblib.Parallel(n_jobs=n_jobs, verbose=5)(joblib.delayed(_job)(c, out, device) for c in configs)
     rows = []
-    for config, outcome in zip(configs, cast(list[tuple[str, str]], done), strict=True):
+    for config, outcome in zip(configs, cast("list[tuple[str, str]]", done), strict=True):
         name, error = outcome
         keys = ("task", "format", "tokenizer", "model", "split", "seed")
         accuracy = {} if error else read_json(out / name / "manifest.json")["accuracy"]
