@@ -114,7 +114,7 @@ def sweep(
     context: Any = contextlib.nullcontext()
     if backend == "ray":
         try:
-            from ray.util.joblib import register_ray
+            from ray.util.joblib import register_ray  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise MissingDependencyError("backend: needs the package ray (pip install ray)") from error
         register_ray()
