@@ -58,6 +58,14 @@ def initial_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, tokens:
     )
 
 
+def check(config: RunConfig) -> None:
+    """Raises `CriError` naming the field for anything `prepare` could not build, without building what takes long."""
+    from cri.formats import make_format
+
+    make_format(config.format)
+    make_split(make_task(config.task, **config.task_params), config.split, **config.split_params)
+
+
 def prepare(config: RunConfig) -> Materials:
     """Builds what `config` names; raises `CriError` naming the field for anything it cannot build."""
     from cri.data import encode, task_tokenizer

@@ -20,6 +20,7 @@ _RECIPES: dict[tuple[str, str], TrainConfig] = {
 _BY_FORMAT = {
     "direct": TrainConfig(),
     "scratchpad": TrainConfig(steps=1500, batch_size=128, lr=4e-3),
+    "shuffled_scratchpad": TrainConfig(steps=3000, batch_size=128, lr=4e-3),
     "rfft": TrainConfig(steps=1500, batch_size=32, lr=2e-3),
 }
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cri.config import RunConfig
 from cri.errors import CorruptRunError, CriError, out_of_range
-from cri.materials import Materials, prepare, resolve_device
+from cri.materials import Materials, check, prepare, resolve_device
 from cri.runs import (
     is_complete,
     locked,
@@ -280,6 +280,8 @@ def train_runs(
     """
     import joblib
 
+    for config in configs:  # before hours go into the first, the last is known to be well formed
+        check(config)
     device = resolve_device(device)
     jobs = min(len(configs), jobs or os.cpu_count() or 1) if device == "cpu" else 1
 

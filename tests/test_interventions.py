@@ -566,6 +566,7 @@ def test_a_probe_finds_what_is_there_and_no_control():
     assert np.allclose(probe.basis.T @ probe.basis, np.eye(2))
     # the classes differ only within the span of the three directions
     assert np.linalg.norm(probe.basis - directions.T @ (directions @ probe.basis)) < 0.3
+    assert np.linalg.norm(probe.pattern - directions.T @ (directions @ probe.pattern)) < 0.1
     other = control_labels(labels, np.arange(600))
     assert (iv.fit_probe(x[:400], other[:400]).predict(x[400:]) == other[400:]).mean() < 0.5
     with pytest.raises(CriError, match="all labels are the same"):

@@ -40,12 +40,16 @@ class Probe:
         weight: [d, class], bias: [class]; the class of x is argmax(x weight + bias).
         classes: what the columns stand for.
         basis: orthonormal columns spanning the weight's differences between classes, [d, k].
+        pattern: likewise for the differences between the classes' mean activations. The weight avoids
+            directions in which x varies otherwise, the means do not: a swap should fail along both before
+            a decodable variable is called unused.
     """
 
     weight: Float[np.ndarray, "d class"]
     bias: Float[np.ndarray, " class"]
     classes: Int[np.ndarray, " class"]
     basis: Float[np.ndarray, "d k"]
+    pattern: Float[np.ndarray, "d m"]
 
     def predict(self, x: Float[np.ndarray, "case d"]) -> Int[np.ndarray, " case"]:
         return self.classes[(x @ self.weight + self.bias).argmax(1)]
@@ -55,7 +59,7 @@ def fit_probe(
     x: Float[np.ndarray, "case d"], labels: Int[np.ndarray, " case"], *, ridge: float = 1e-3, max_rank: int = 16
 ) -> Probe:
     """Least squares of centred one-hot labels on centred activations, with a penalty of `ridge` times the
-    mean variance of x; `max_rank` bounds the basis (its leading singular directions)."""
+    mean variance of x; `max_rank` bounds both bases (their leading singular directions)."""
     classes, index = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
         raise CriError("probe: all labels are the same")
@@ -66,9 +70,15 @@ def fit_probe(
     gram = centred.T @ centred / len(x)
     penalty = max(ridge * np.trace(gram) / len(gram), 1e-12)  # activations that do not vary stay solvable
     weight = np.linalg.solve(gram + penalty * np.eye(len(gram)), centred.T @ (targets - mean_y) / len(x))
-    u, s, _ = np.linalg.svd(weight - weight.mean(1, keepdims=True), full_matrices=False)
-    rank = min(int((s > 1e-6 * s[0]).sum()), max_rank, len(classes) - 1)
-    return Probe(weight, mean_y - mean_x @ weight, classes, u[:, :rank])
+    means = np.stack([centred[index == i].mean(0) for i in range(len(classes))], axis=1)
+    rank = min(max_rank, len(classes) - 1)
+    return Probe(weight, mean_y - mean_x @ weight, classes, _span(weight, rank), _span(means, rank))
+
+
+def _span(columns: Float[np.ndarray, "d class"], rank: int) -> Float[np.ndarray, "d k"]:
+    """The leading directions in which the columns differ, orthonormal."""
+    u, s, _ = np.linalg.svd(columns - columns.mean(1, keepdims=True), full_matrices=False)
+    return u[:, : min(rank, int((s > 1e-6 * max(s[0], 1e-9)).sum()))]
 
 
 def probe_labels(task: Task, variable: str) -> tuple[Int[np.ndarray, " case"], Int[np.ndarray, " case"]]:

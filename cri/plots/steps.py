@@ -216,17 +216,21 @@ def probe_bars(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool = Tr
     """Decodable beside used, by site and variable: selectivity, and what swaps of the subspace do.
 
     Args:
-        table: one variable's rows: `site`, `selectivity`, `swap`, `swap_random`, `swap_whole`, each with
+        table: one variable's rows: `site`, `selectivity`, `swap`, `swap_pattern`, `swap_random`,
+            `swap_whole`, each with
             `_low` and `_high`.
     """
-    names = {"selectivity": "#BBBBBB", "swap_whole": "#228833", "swap": "#4477AA", "swap_random": "#CCBB44"}
+    names = {
+        "selectivity": "#BBBBBB", "swap_whole": "#228833", "swap": "#4477AA", "swap_pattern": "#AA3377",
+        "swap_random": "#CCBB44",
+    }  # fmt: skip
     require_columns(table, ("site", *names))
     ax = new_axes(ax)
     for i, (name, color) in enumerate(names.items()):
         y = table[name].to_numpy(dtype=float)
         low, high = (table[f"{name}_{end}"].to_numpy(dtype=float) for end in ("low", "high"))
-        x = np.arange(len(table)) + (i - 1.5) * 0.2
-        ax.bar(x, y, 0.19, color=color, label=name.replace("_", ", "))
+        x = np.arange(len(table)) + (i - 2) * 0.17
+        ax.bar(x, y, 0.16, color=color, label=name.replace("_", ", "))
         ax.errorbar(x, y, yerr=np.maximum(np.stack([y - low, high - y]), 0), fmt="none", ecolor="0.25", elinewidth=0.8)
     ax.set_xticks(range(len(table)), table["site"].tolist())
     ax.axhline(0, color="0.5", linewidth=0.8)

@@ -48,7 +48,7 @@ def _follow(table: pd.DataFrame) -> Any:
         shown = pd.concat([part, control]) if fmt == "scratchpad" else part
         for ax, region in zip(row, ("inside", "outside"), strict=True):
             plots.follow_bars(shown[shown["region"] == region], ax)
-            ax.set_title(f"{_title(key)}: {region} the square")
+            ax.set_title(f"{_title(key)}\n{region} the square")
     return fig
 
 
@@ -65,7 +65,7 @@ def _seen(table: pd.DataFrame) -> Any:
             total = shown.groupby("kind", as_index=False).apply(_pooled, include_groups=False)
             if len(total):
                 plots.follow_bars(total.assign(model="trained"), ax)
-            ax.set_title(f"{_title(key)}: steps after the edit {seen} in training")
+            ax.set_title(f"{_title(key)}\nsteps after the edit {seen} in training")
     return fig
 
 
@@ -129,7 +129,7 @@ def draw(tables: Path, figures: Path) -> list[Path]:
         if "probes" in t:
             short = t["probes"]["site"].str.extract(r"blocks\.(\d+)\.hook_(resid_pre|resid_post)")
             named = t["probes"].assign(site=["embed" if c == "resid_pre" else f"L{i}" for i, c in short.to_numpy()])
-            drawn["probes"] = _panels(named, [*SUBJECT, "variable"], (2.6, 2.0), plots.probe_bars, columns=4)
+            drawn["probes"] = _panels(named, [*SUBJECT, "variable"], (3.0, 2.2), plots.probe_bars, columns=4)
         if "components" in t:
             drawn["components"] = _panels(t["components"], [*SUBJECT, "region"], (3.6, 2.2), plots.component_bars)
         prefix = figures / f"rule_steps_{tables.name}"

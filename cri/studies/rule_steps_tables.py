@@ -56,6 +56,8 @@ def compute(
     if "edits" in raw:
         done["edits"] = with_chance(raw["edits"])
         done["follow"] = follow_table(done["edits"], **options)
+        own = done["edits"][(done["edits"]["model"] != "trained") | done["edits"]["own"].eq(True)]
+        done["follow_steps"] = _summary(own, ["follows"], ["model", "region", "kind", "step"], options)
     if "pairs" in raw:
         done["map"] = raw["map"]
         done["iia"] = iia_table(raw["pairs"], **options)
@@ -252,7 +254,7 @@ def _direct(
     asked = np.sort(np.random.default_rng(0).permutation(pool)[: 5 * config.n_pairs])
     for (site_name, variable), probe in probes.items():
         site = next(s for s in sites if str(s) == site_name)
-        bases = {"probe": probe.basis, "random": iv.random_basis(*probe.basis.shape)}
+        bases = {"probe": probe.basis, "pattern": probe.pattern, "random": iv.random_basis(*probe.pattern.shape)}
         for name, basis in bases.items():
             kept = iv.ablate(run.bridge, run, asked, site, basis)
             ablations.append(
@@ -354,20 +356,21 @@ def rule_edit_table(edits: pd.DataFrame, **options: Any) -> pd.DataFrame:
 def probe_summary(right: pd.DataFrame, swaps: pd.DataFrame, ablations: pd.DataFrame, **options: Any) -> pd.DataFrame:
     """Decodability beside use, by site and variable.
 
-    `right`, `selectivity`: of the probe on cases it was not fitted on, by part. `swap`, `swap_random`,
-    `swap_whole`: how often the rule's prediction comes true when the probe's subspace, a random one of
-    the same size, or the whole activation comes from another case. `kept`, `kept_random`: accuracy after
-    ablation. `reading`: `used` (decodable, and the swap's interval above the random one's), `decodable, not
-    used` (decodable, the swap's interval below `MARGIN` above the random one's), `not decodable`, or
-    `undecided`. Decodable: the selectivity's interval above `MARGIN`.
+    `right`, `selectivity`: of the probe on cases it was not fitted on, by part. `swap`, `swap_pattern`,
+    `swap_random`, `swap_whole`: how often the rule's prediction comes true when the probe's subspace, that
+    of the class means, a random one of the same size, or the whole activation comes from another case.
+    `kept`, `kept_pattern`, `kept_random`: accuracy after ablation. `reading`: `used` (decodable, and the
+    interval of either swap above the random one's), `decodable, not used` (decodable, both swaps'
+    intervals less than `MARGIN` above the random one), `not decodable`, or `undecided`. Decodable: the
+    selectivity's interval above `MARGIN`.
     """
     keys = [*SUBJECT, "site", "variable"]
     out = _summary(right[right["part"] == "train"], ["right", "selectivity"], ["site", "variable"], options)
     held_out = _summary(right[right["part"] == "test"], ["right", "selectivity"], ["site", "variable"], options)
     out = out.merge(held_out[[*keys, "right", "selectivity"]], on=keys, suffixes=("", "_held_out"))
     for table, value, names in (
-        (swaps, "rule", {"probe": "swap", "random": "swap_random", "whole": "swap_whole"}),
-        (ablations, "right", {"probe": "kept", "random": "kept_random"}),
+        (swaps, "rule", {"probe": "swap", "pattern": "swap_pattern", "random": "swap_random", "whole": "swap_whole"}),
+        (ablations, "right", {"probe": "kept", "pattern": "kept_pattern", "random": "kept_random"}),
     ):
         for basis, name in names.items():
             part = _summary(table[table["basis"] == basis], [value], ["site", "variable"], options)
@@ -382,9 +385,10 @@ def _reading(row: dict[str, Any]) -> str:
         return "not decodable"
     if not row["selectivity_low"] > MARGIN:
         return UNDECIDED
-    if row["swap_low"] > row["swap_random_high"]:
+    if max(row["swap_low"], row["swap_pattern_low"]) > row["swap_random_high"]:
         return "used"
-    return "decodable, not used" if row["swap_high"] < row["swap_random"] + MARGIN else UNDECIDED
+    failed = max(row["swap_high"], row["swap_pattern_high"]) < row["swap_random"] + MARGIN
+    return "decodable, not used" if failed else UNDECIDED
 
 
 def verdict_table(follow: pd.DataFrame, iia: pd.DataFrame | None) -> pd.DataFrame:
