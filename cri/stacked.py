@@ -22,12 +22,13 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 
 from cri.attention import SHORT, Kind, last_layer_where_scored, unmasked
+from cri.batches import BatchStream, learning_rates
 from cri.checkpoints import read_checkpoint, write_checkpoint
 from cri.config import TrainConfig
 from cri.data import TokenTable
 from cri.errors import CorruptRunError, CriError
 from cri.graphs import GraphedStep, Traced, bucket, matmul_precision
-from cri.training import BatchStream, labels_of, learning_rates
+from cri.training import labels_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

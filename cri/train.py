@@ -110,7 +110,7 @@ def train_run(
     """
     if checkpoint_every < 1:
         raise out_of_range("checkpoint_every", checkpoint_every, "at least 1")
-    from cri.training import from_first_process, process_rank
+    from cri.processes import from_first_process, process_rank
 
     folder = run_folder(out, config.name, config.to_dict())
     first = process_rank()[0] == 0
@@ -176,7 +176,8 @@ def _train(
     from cri.checkpoints import append_metrics, truncate_metrics
     from cri.evaluation import accuracy_by_part, predictions
     from cri.models import LoraConfig, add_lora, merge_lora
-    from cri.training import Progress, Trainer, from_first_process, process_rank
+    from cri.processes import from_first_process, process_rank
+    from cri.training import Progress, Trainer
 
     config, split = materials.config, materials.split
     first = process_rank()[0] == 0

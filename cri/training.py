@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,76 +21,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cri.attention import SHORT, Kind, last_layer_where_scored, unmasked
+from cri.batches import batch_order, learning_rates
 from cri.checkpoints import read_checkpoint, write_checkpoint
 from cri.config import TrainConfig
 from cri.data import TokenTable
 from cri.errors import CorruptRunError, CriError
 from cri.graphs import GraphedStep, Traced, bucket, matmul_precision
+from cri.processes import process_rank, sum_over_processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-def learning_rates(config: TrainConfig) -> Float[np.ndarray, " step"]:
-    """Learning rate of every step: linear from lr/warmup_steps to lr, then cosine towards 0."""
-    step = np.arange(config.steps)
-    warm = max(1, round(config.warmup * config.steps))
-    cosine = 0.5 * (1 + np.cos(np.pi * (step - warm) / max(1, config.steps - warm)))
-    return config.lr * np.where(step < warm, (step + 1) / warm, cosine)
-
-
-class BatchStream:
-    """Case ids of every batch: a new permutation each epoch, the last incomplete batch dropped.
-
-    Where sequences differ in length, batches are formed from neighbours in length within windows of
-    `window` batches (and their order shuffled), so that little is padded. Fewer cases than a batch:
-    each batch is all of them. Raises `CriError` for no cases.
-    """
-
-    def __init__(
-        self,
-        train_ids: Int[np.ndarray, " train"],
-        lengths: Int[np.ndarray, " case"],
-        batch_size: int,
-        seed: int,
-        window: int = 32,
-    ) -> None:
-        if len(train_ids) == 0:
-            raise CriError("split: no training cases")
-        self.train_ids, self.lengths, self.seed, self.window = train_ids, lengths, seed, window
-        self.size = min(batch_size, len(train_ids))
-        self.per_epoch = len(train_ids) // self.size
-        self.uniform = len(np.unique(lengths[train_ids])) == 1
-
-    def epoch(self, epoch: int) -> Int[np.ndarray, "step batch"]:
-        """The batches of one epoch."""
-        size, window = self.size, self.window * self.size
-        rng = np.random.default_rng([self.seed, epoch])
-        order = self.train_ids[rng.permutation(len(self.train_ids))][: self.per_epoch * size]
-        if self.uniform:
-            return order.reshape(self.per_epoch, size)
-        for start in range(0, len(order), window):
-            part = order[start : start + window]
-            order[start : start + window] = part[np.argsort(self.lengths[part], kind="stable")]
-        return order.reshape(self.per_epoch, size)[rng.permutation(self.per_epoch)]
-
-    def batches(self, start: int, stop: int) -> Int[np.ndarray, "step batch"]:
-        """The batches of steps `start` to `stop` (not included)."""
-        first, last = start // self.per_epoch, -(-stop // self.per_epoch)
-        rows = np.concatenate([self.epoch(e) for e in range(first, last)])
-        return rows[start - first * self.per_epoch : stop - first * self.per_epoch]
-
-
-def batch_order(
-    train_ids: Int[np.ndarray, " train"],
-    lengths: Int[np.ndarray, " case"],
-    *,
-    batch_size: int,
-    steps: int,
-    seed: int,
-) -> Int[np.ndarray, "step batch"]:
-    """Case ids of the first `steps` batches (see `BatchStream`)."""
-    return BatchStream(train_ids, lengths, batch_size, seed).batches(0, steps)
 
 
 def target_logits(
@@ -183,8 +122,9 @@ class Trainer:
         self.device = torch.device(device)
         self.model = model.to(self.device).train()  # pyright: ignore[reportArgumentType]
         if config.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
-            self.model.enable_input_require_grads()
+            # transformers renames the method in v6
+            (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
+            self.model.enable_input_require_grads()  # else adapters behind a frozen embedding see no gradient
         self.lengths = tokens.lengths.numpy()
         self.order = batch_order(
             train_ids, self.lengths, batch_size=config.batch_size, steps=config.steps, seed=config.seed
@@ -294,7 +234,7 @@ class Trainer:
             self._running += loss.detach()
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         if self.world > 1:
-            _sum_over_processes(gradients)
+            sum_over_processes(gradients)
         if self.config.grad_clip > 0:
             torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.grad_clip)
         self.optimizer.step()
@@ -318,7 +258,7 @@ class Trainer:
                 count += 1
                 if self.step % log_every == 0 or self.step in (until, self.config.steps):
                     if self.world > 1:
-                        _sum_over_processes([self._running])
+                        sum_over_processes([self._running])
                     loss = float(self._running) / count
                     self._running.zero_()
                     count = 0
@@ -375,30 +315,3 @@ class _Loss(torch.nn.Module):
 
     def forward(self, ids: Tensor, labels: Tensor, first: int) -> Tensor:
         return summed_loss(self.model, ids, labels, first)
-
-
-def process_rank() -> tuple[int, int]:
-    """This process's rank and the number of processes (0 and 1 unless started by `accelerate launch`, or torchrun)."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return 0, 1
-    from accelerate import PartialState
-
-    state = PartialState()
-    return state.process_index, state.num_processes
-
-
-def from_first_process(value: Any) -> Any:
-    """The first process's `value`, in every process; all wait for it."""
-    if process_rank()[1] == 1:
-        return value
-    box = [value]
-    torch.distributed.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def _sum_over_processes(tensors: Sequence[Tensor]) -> None:
-    """Adds up each tensor over all processes, in place, in one exchange."""
-    flat = torch.cat([t.flatten() for t in tensors])
-    torch.distributed.all_reduce(flat)
-    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))

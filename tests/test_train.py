@@ -112,7 +112,7 @@ def test_runs_in_parallel_equal_runs_in_turn(tmp_path):
 
 
 def test_square_cases_are_never_trained_on(tiny_run):
-    from cri.training import batch_order
+    from cri.batches import batch_order
 
     order = batch_order(tiny_run.split.train_ids, tiny_run.tokens.lengths.numpy(), batch_size=32, steps=50, seed=0)
     assert tiny_run.split.train[order].all()

@@ -223,7 +223,8 @@ def replicas(config: PerformanceConfig, device: str) -> Iterator[Row]:
     import numpy as np
 
     from cri.bank import load_bank
-    from cri.replicas import Replica, train_replicas
+    from cri.jointly import Replica
+    from cri.replicas import train_replicas
     from cri.studies.opponents import hf_trainer_seconds
 
     of, n, cuda = 4000, config.replicas, device.startswith("cuda")

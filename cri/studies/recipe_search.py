@@ -58,7 +58,8 @@ def run(config: RecipeSearch) -> Path:
     import pandas as pd
 
     from cri.bank import load_bank
-    from cri.replicas import Replica, train_replicas
+    from cri.jointly import Replica
+    from cri.replicas import train_replicas
     from cri.runs import provenance, write_json, write_text
     from cri.splits import make_split
 

@@ -1,0 +1,74 @@
+"""The order of batches and the learning rates of a run: functions of seed and step alone.
+
+That is what makes a resumed run see what the uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from cri.config import TrainConfig
+from cri.errors import CriError
+
+
+def learning_rates(config: TrainConfig) -> Float[np.ndarray, " step"]:
+    """Learning rate of every step: linear from lr/warmup_steps to lr, then cosine towards 0."""
+    step = np.arange(config.steps)
+    warm = max(1, round(config.warmup * config.steps))
+    cosine = 0.5 * (1 + np.cos(np.pi * (step - warm) / max(1, config.steps - warm)))
+    return config.lr * np.where(step < warm, (step + 1) / warm, cosine)
+
+
+class BatchStream:
+    """Case ids of every batch: a new permutation each epoch, the last incomplete batch dropped.
+
+    Where sequences differ in length, batches are formed from neighbours in length within windows of
+    `window` batches (and their order shuffled), so that little is padded. Fewer cases than a batch:
+    each batch is all of them. Raises `CriError` for no cases.
+    """
+
+    def __init__(
+        self,
+        train_ids: Int[np.ndarray, " train"],
+        lengths: Int[np.ndarray, " case"],
+        batch_size: int,
+        seed: int,
+        window: int = 32,
+    ) -> None:
+        if len(train_ids) == 0:
+            raise CriError("split: no training cases")
+        self.train_ids, self.lengths, self.seed, self.window = train_ids, lengths, seed, window
+        self.size = min(batch_size, len(train_ids))
+        self.per_epoch = len(train_ids) // self.size
+        self.uniform = len(np.unique(lengths[train_ids])) == 1
+
+    def epoch(self, epoch: int) -> Int[np.ndarray, "step batch"]:
+        """The batches of one epoch."""
+        size, window = self.size, self.window * self.size
+        rng = np.random.default_rng([self.seed, epoch])
+        order = self.train_ids[rng.permutation(len(self.train_ids))][: self.per_epoch * size]
+        if self.uniform:
+            return order.reshape(self.per_epoch, size)
+        for start in range(0, len(order), window):
+            part = order[start : start + window]
+            order[start : start + window] = part[np.argsort(self.lengths[part], kind="stable")]
+        return order.reshape(self.per_epoch, size)[rng.permutation(self.per_epoch)]
+
+    def batches(self, start: int, stop: int) -> Int[np.ndarray, "step batch"]:
+        """The batches of steps `start` to `stop` (not included)."""
+        first, last = start // self.per_epoch, -(-stop // self.per_epoch)
+        rows = np.concatenate([self.epoch(e) for e in range(first, last)])
+        return rows[start - first * self.per_epoch : stop - first * self.per_epoch]
+
+
+def batch_order(
+    train_ids: Int[np.ndarray, " train"],
+    lengths: Int[np.ndarray, " case"],
+    *,
+    batch_size: int,
+    steps: int,
+    seed: int,
+) -> Int[np.ndarray, "step batch"]:
+    """Case ids of the first `steps` batches (see `BatchStream`)."""
+    return BatchStream(train_ids, lengths, batch_size, seed).batches(0, steps)

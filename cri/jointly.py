@@ -1,0 +1,198 @@
+"""The engine under banks and groups of runs: what a replica is, how many fit, how they are trained.
+
+On a GPU replicas are trained together (`cri.stacked`); on CPU, where a batched product of small matrices is
+slower than the products one by one, each is trained alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from cri.bank import decodes_stacked, stacked_decode
+from cri.config import RunConfig, TrainConfig
+from cri.errors import CriError
+from cri.evaluation import Decoded, decode
+from cri.materials import Materials, initial_model
+from cri.models import is_preset
+from cri.runs import config_hash
+from cri.stacked import Layout, Member, StackedForward, StackedTrainer
+from cri.training import Trainer
+
+LOG_EVERY = 50
+
+
+@dataclass(frozen=True, eq=False)
+class Replica:
+    """One model to train.
+
+    Attributes:
+        seed: of its initial weights and the order of its batches.
+        train: the cases it is trained on.
+        lr, weight_decay: as in `TrainConfig`, whose values hold where None.
+        note: columns for the bank's table (what was removed, ...).
+    """
+
+    seed: int
+    train: Bool[np.ndarray, " case"]
+    lr: float | None = None
+    weight_decay: float | None = None
+    note: Mapping[str, Any] = field(default_factory=dict)
+
+    def config(self, base: TrainConfig) -> TrainConfig:
+        """The settings of a single run that would train this replica."""
+        own = {"lr": self.lr, "weight_decay": self.weight_decay}
+        own = {key: value for key, value in own.items() if value is not None}
+        return RunConfig(train=base).replace(seed=self.seed, **own).train
+
+    def identity(self) -> dict[str, Any]:
+        mask = config_hash({"mask": np.packbits(self.train).tobytes().hex(), "n": len(self.train)})
+        return {"seed": self.seed, "lr": self.lr, "weight_decay": self.weight_decay, "train": mask, "note": self.note}
+
+
+def members_of(materials: Materials, replicas: Sequence[Replica], layout: Layout) -> list[Member]:
+    initial: dict[int, Tensor] = {}
+    members = []
+    for replica in replicas:
+        train = replica.config(materials.config.train)
+        if train.seed not in initial:
+            initial[train.seed] = layout.flatten(initial_of(materials, train.seed))
+        ids = np.flatnonzero(replica.train)
+        members.append(Member(initial[train.seed], ids, train.seed, train.lr, train.weight_decay))
+    return members
+
+
+def initial_of(materials: Materials, seed: int) -> Any:
+    """The model that a run with `seed` starts from (pretrained ones start the same)."""
+    if is_preset(materials.config.model):
+        return initial_model(materials.config.replace(seed=seed), materials.tokenizer, materials.tokens)
+    return copy.deepcopy(materials.model)
+
+
+def bytes_per_replica(materials: Materials, layout: Layout) -> int:
+    """Device memory that one replica takes in training, estimated from above: eight tensors of its parameters, and
+    what the forward pass keeps for the backward pass."""
+    config, shape = materials.config.train, materials.model.config
+    tokens = config.batch_size * materials.tokens.ids.shape[1]
+    targets = config.batch_size * int((materials.tokens.lengths - materials.tokens.prompt_lengths).max())
+    if config.loss_on == "all":
+        targets = tokens
+    attention = shape.num_attention_heads * materials.tokens.ids.shape[1] * 5
+    per_token = shape.num_hidden_layers * (48 * shape.hidden_size + attention)
+    return 4 * (8 * layout.width + tokens * per_token + targets * shape.vocab_size * 5)
+
+
+def replicas_at_once(materials: Materials, layout: Layout, device: torch.device) -> int:
+    """How many replicas the device's free memory holds."""
+    if device.type != "cuda":
+        return 8
+    return max(1, int(0.85 * torch.cuda.mem_get_info(device)[0]) // bytes_per_replica(materials, layout))
+
+
+def compile_pays(materials: Materials, layout: Layout, n_replicas: int, device: torch.device) -> bool:
+    """Whether torch.compile saves more time than it takes.
+
+    Uncompiled, these models are bound by memory: the estimate is the bytes they move over 2 TB/s, of which
+    compilation saves about half; it takes some seconds a layer for each width of batch.
+    """
+    if device.type != "cuda":
+        return False
+    n_bytes = 3 * n_replicas * bytes_per_replica(materials, layout)
+    n_widths = math.ceil(materials.tokens.ids.shape[1] / 16)
+    seconds_saved = 0.5 * materials.config.train.steps * n_bytes / 2e12
+    return seconds_saved > n_widths * (10 + 4 * materials.model.config.num_hidden_layers)
+
+
+@dataclass
+class Result:
+    """What a part of the replicas came to; first axis replica."""
+
+    flat: Tensor
+    losses: Tensor
+    decoded: list[Decoded]
+
+
+def train_stack(
+    materials: Materials,
+    replicas: Sequence[Replica],
+    device: torch.device,
+    checkpoint: Path,
+    identity: Mapping[str, str],
+    checkpoint_seconds: float,
+    on_step: Callable[[int], Any],
+    compiled: bool | None = None,
+) -> Result:
+    """Trains `replicas` together and decodes the grid with each."""
+    if materials.config.lora:
+        raise CriError("lora: models with adapters are trained one at a time (cri.train)")
+    template = initial_of(materials, 0)
+    layout = Layout(template)
+    if compiled is None:
+        compiled = compile_pays(materials, layout, len(replicas), device)
+    members = members_of(materials, replicas, layout)
+    trainer = StackedTrainer(
+        template,
+        layout,
+        materials.tokens,
+        members,
+        materials.config.train,
+        device,
+        compiled=compiled,
+        log_every=LOG_EVERY,
+    )
+    if checkpoint.exists():
+        trainer.restore(checkpoint, identity)
+        on_step(trainer.step)
+    saved = time.perf_counter()
+    while trainer.step < materials.config.train.steps:
+        trainer.run(trainer.step + 500, on_log=on_step)
+        if time.perf_counter() - saved > checkpoint_seconds:
+            trainer.save(checkpoint, identity)
+            saved = time.perf_counter()
+    flat = trainer.flat.detach()
+    losses = trainer.losses.T.cpu()
+    del trainer  # its optimiser state and graphs hold most of the memory
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    forward = StackedForward(template, layout, "fp32")
+    if decodes_stacked(materials.tokens):
+        decoded = stacked_decode(forward, flat, materials.tokens)
+    else:
+        decoded = []
+        for row in flat:
+            layout.load(row, template)
+            decoded.append(decode(template, materials.tokens))
+    return Result(flat.cpu(), losses, decoded)
+
+
+def train_alone(materials: Materials, replica: Replica) -> Result:
+    """One replica by the ordinary loop, on CPU."""
+    config = replica.config(materials.config.train)
+    model = initial_of(materials, config.seed)
+    trainer = Trainer(model, materials.tokens, np.flatnonzero(replica.train), config)
+    losses: list[float] = []
+    try:
+        trainer.run(config.steps, log_every=LOG_EVERY, on_log=lambda p: losses.append(p.loss))
+    except CriError:  # diverged: its row says so, and the others are none the worse
+        losses += [math.nan] * (math.ceil(config.steps / LOG_EVERY) - len(losses))
+    model.eval()
+    return Result(Layout(model).flatten(model)[None], torch.tensor([losses]), [decode(model, materials.tokens)])
+
+
+def progress_bar(total: int, desc: str, unit: str, progress: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=desc, unit=unit, disable=not progress, mininterval=0.5 if sys.stderr.isatty() else 10)

@@ -1,0 +1,360 @@
+"""Many models at once against one at a time: the same numbers, resumed or not, in banks and in ordinary runs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import cri.jointly
+from cri.bank import AnswerReader, bank_margins, load_bank, stacked_decode
+from cri.config import RunConfig, TrainConfig
+from cri.errors import CorruptRunError, CriError
+from cri.evaluation import decode, predictions
+from cri.jointly import Replica
+from cri.materials import prepare
+from cri.replicas import train_replicas
+from cri.run_groups import train_run_group
+from cri.runs import read_json
+from cri.stacked import Layout, Member, StackedForward, StackedTrainer
+from cri.train import load_run
+from cri.training import Trainer
+
+CONFIG = RunConfig(
+    task_params={"size": 15}, split_params={"half_side": 2}, train=TrainConfig(steps=40, batch_size=48, lr=2e-3)
+)
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SHAPES = {
+    "gpt2": CONFIG,
+    "llama": CONFIG.replace(model="nano-rope"),
+    "varied lengths": CONFIG.replace(task_params={"size": 40}, tokenizer="digit"),
+    "traces": CONFIG.replace(task_params={"size": 12}, format="scratchpad", steps=8),
+    "no clipping": CONFIG.replace(grad_clip=0.0),
+    "everything scored": CONFIG.replace(loss_on="all"),
+}
+
+
+def masks(materials, sizes: list[int]) -> list[np.ndarray]:
+    """Train masks with as many of the split's cases."""
+    rng, out = np.random.default_rng(0), []
+    for size in sizes:
+        mask = np.zeros(materials.task.n_cases, dtype=bool)
+        mask[rng.choice(materials.split.train_ids, size, replace=False)] = True
+        out.append(mask)
+    return out
+
+
+def alone(config: RunConfig, materials, mask, **settings) -> tuple[list[float], PreTrainedModel]:
+    """One model by the ordinary loop."""
+    own = config.replace(**settings)
+    model, losses = prepare(own).model, []
+    trainer = Trainer(model, materials.tokens, np.flatnonzero(mask), own.train)
+    trainer.run(own.train.steps, 10, lambda p: losses.append(p.loss))
+    return losses, model
+
+
+def assert_same_function(model: PreTrainedModel, other: PreTrainedModel, materials) -> None:
+    """Equal logits, and weights equal up to what rounding makes of them.
+
+    Not every single weight is determined: a key's bias has no gradient but rounding, which AdamW scales up.
+    """
+    ids = materials.tokens.ids[::11]
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids).logits, other(input_ids=ids).logits, rtol=1e-3, atol=3e-3)
+    for (name, a), (_, b) in zip(model.named_parameters(), other.named_parameters(), strict=True):
+        if "bias" not in name:
+            assert (a - b).norm() <= 2e-3 * b.norm(), name
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_stack_equals_models_one_by_one(name):
+    """Other seeds, training sets (of other sizes, one smaller than a batch), learning rates and weight decays."""
+    config = SHAPES[name]
+    materials = prepare(config)
+    settings = [
+        {"seed": 0, "lr": 2e-3, "weight_decay": 0.0},
+        {"seed": 1, "lr": 5e-4, "weight_decay": 0.3},
+        {"seed": 2, "lr": 1e-3, "weight_decay": 0.0},
+    ]
+    sets = masks(materials, [110, 90, 30])
+    layout = Layout(materials.model)
+    members = [
+        Member(layout.flatten(prepare(config.replace(**s)).model), np.flatnonzero(m), **s)
+        for s, m in zip(settings, sets, strict=True)
+    ]
+    trainer = StackedTrainer(materials.model, layout, materials.tokens, members, config.train, "cpu", log_every=10)
+    trainer.run(config.train.steps)
+    for k, (own, mask) in enumerate(zip(settings, sets, strict=True)):
+        losses, model = alone(config, materials, mask, **own)
+        np.testing.assert_allclose(trainer.losses[:, k], losses, rtol=1e-4)
+        assert_same_function(trainer.model(k, prepare(config).model), model, materials)
+
+
+def test_one_replica_equals_the_loop():
+    materials = prepare(CONFIG)
+    layout = Layout(materials.model)
+    member = Member(layout.flatten(materials.model), materials.split.train_ids, 0, CONFIG.train.lr, 0.0)
+    trainer = StackedTrainer(prepare(CONFIG).model, layout, materials.tokens, [member], CONFIG.train, "cpu")
+    trainer.run(40)
+    _, model = alone(CONFIG, materials, materials.split.train)
+    assert_same_function(trainer.model(0, prepare(CONFIG).model), model, materials)
+
+
+def test_layout_round_trip():
+    model = prepare(CONFIG.replace(seed=4)).model
+    layout = Layout(model)
+    row = layout.flatten(model)
+    other = prepare(CONFIG).model
+    layout.load(row, other)
+    for (name, a), (_, b) in zip(model.named_parameters(), other.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    flat = torch.stack([row, 2 * row])
+    assert torch.equal(layout.stack(layout.views(flat)), flat)
+
+
+def test_interrupted_stack_resumes_exactly(tmp_path):
+    materials = prepare(CONFIG)
+    layout = Layout(materials.model)
+    start = layout.flatten(materials.model)
+
+    def trainer():
+        members = [Member(start, materials.split.train_ids, seed, 1e-3, 0.0) for seed in (0, 1)]
+        return StackedTrainer(
+            prepare(CONFIG).model, layout, materials.tokens, members, CONFIG.train, "cpu", log_every=7
+        )
+
+    whole, first, second = trainer(), trainer(), trainer()
+    whole.run(40)
+    first.run(23)
+    first.save(tmp_path / "c.safetensors", {"members": "a"})
+    second.restore(tmp_path / "c.safetensors", {"members": "a"})
+    second.run(40)
+    assert torch.equal(second.flat, whole.flat)
+    assert torch.equal(second.losses, whole.losses)
+    with pytest.raises(CorruptRunError, match="another members"):
+        trainer().restore(tmp_path / "c.safetensors", {"members": "b"})
+
+
+@pytest.mark.parametrize("name", ["gpt2", "varied lengths"])
+def test_stacked_decoding_equals_decoding(name):
+    config = SHAPES[name]
+    materials = prepare(config)
+    models = []
+    for seed in (0, 1):
+        model = prepare(config.replace(seed=seed)).model
+        Trainer(model, materials.tokens, materials.split.train_ids, config.train).run(20)
+        models.append(model)
+    layout = Layout(models[0])
+    flat = torch.stack([layout.flatten(m) for m in models])
+    found = stacked_decode(StackedForward(prepare(config).model, layout, "fp32"), flat, materials.tokens)
+    reader = AnswerReader(materials.task, materials.format, materials.tokenizer, materials.tokens)
+    for model, decoded in zip(models, found, strict=True):
+        expected = decode(model, materials.tokens)
+        np.testing.assert_array_equal(decoded.lengths, expected.lengths)
+        np.testing.assert_array_equal(decoded.finished, expected.finished)
+        np.testing.assert_array_equal(decoded.ids[:, :2], expected.ids[:, :2])
+        table = predictions(
+            model, materials.tokenizer, materials.tokens, materials.task, materials.format, materials.split
+        )
+        np.testing.assert_array_equal(reader.correct(decoded), table["correct"])
+
+
+@pytest.fixture(scope="module")
+def replicas():
+    materials = prepare(CONFIG)
+    notes = [{"removed": name} for name in ("near", "far", "none")]
+    sets = masks(materials, [120, 100, 30])
+    settings = [{}, {"lr": 1e-3}, {"weight_decay": 0.1}]
+    return [Replica(i % 2, m, note=n, **s) for i, (m, n, s) in enumerate(zip(sets, notes, settings, strict=True))]
+
+
+@pytest.fixture(scope="module")
+def bank(replicas, tmp_path_factory):
+    out = tmp_path_factory.mktemp("banks")
+    return load_bank(train_replicas(CONFIG, replicas, out, device="cpu", method="stacked", chunk=2, progress=False))
+
+
+def test_a_bank_holds_what_was_asked_for(bank, replicas):
+    assert bank.table["removed"].tolist() == ["near", "far", "none"]
+    assert bank.table["n_train"].tolist() == [120, 100, 30]
+    assert bank.table["lr"].tolist() == [2e-3, 1e-3, 2e-3]
+    assert bank.table["seed"].tolist() == [0, 1, 0]
+    assert np.isfinite(bank.table["loss"]).all()
+    for k, replica in enumerate(replicas):
+        np.testing.assert_array_equal(bank.train[k], replica.train)
+        row = bank.table.loc[k]
+        assert row["train_acc"] == pytest.approx(bank.correct[k][replica.train].mean())
+        assert row["test_acc"] == pytest.approx(bank.correct[k][~replica.train].mean())
+
+
+def test_models_of_a_bank_answer_as_it_says(bank):
+    for k in range(len(bank)):
+        table = predictions(bank.model(k), bank.tokenizer, bank.tokens, bank.task, bank.format, bank.split)
+        np.testing.assert_array_equal(table["correct"], bank.correct[k])
+
+
+def test_margins_are_the_models_own(bank):
+    cases = np.array([3, 7, 110, 220])
+    other = np.full((len(bank), 4), 9)
+    scores, others = bank_margins(bank, case_ids=cases, at_once=2), bank_margins(bank, case_ids=cases, labels=other)
+    tokens = bank.tokens
+    for k in range(len(bank)):
+        model = bank.model(k)
+        for i, case in enumerate(cases):
+            n, start = int(tokens.lengths[case]), int(tokens.prompt_lengths[case])
+            ids = tokens.ids[case, :n][None]
+            logits = model(input_ids=ids).logits[0].detach()
+            at_answer, label = logits[start - 1], int(ids[0, start])
+            rest = at_answer.clone()
+            rest[label] = -torch.inf
+            assert scores.margin[k, i] == pytest.approx(float(at_answer[label] - rest.max()), abs=1e-4)
+            assert scores.first_token[k, i] == int(at_answer.argmax()) == bank.first_token[k, case]
+            loss = torch.nn.functional.cross_entropy(logits[start - 1 : n - 1], ids[0, start:n], reduction="sum")
+            assert scores.loss[k, i] == pytest.approx(float(loss), abs=1e-4)
+            rest = at_answer.clone()
+            rest[9] = -torch.inf
+            assert others.margin[k, i] == pytest.approx(float(at_answer[9] - rest.max()), abs=1e-4)
+
+
+def test_processes_give_the_same_bank(bank, replicas, tmp_path):
+    path = train_replicas(CONFIG, replicas, tmp_path, device="cpu", method="processes", jobs=1, progress=False)
+    other = load_bank(path)
+    numbers = ["seed", "lr", "weight_decay", "n_train", "loss"]
+    pd.testing.assert_frame_equal(other.table[numbers], bank.table[numbers], rtol=1e-4)
+    assert (other.correct == bank.correct).mean() > 0.99
+    for k in range(len(bank)):
+        assert_same_function(other.model(k), bank.model(k), bank.materials)
+
+
+def test_a_bank_interrupted_between_parts_trains_the_rest_only(bank, replicas, tmp_path, monkeypatch):
+    trained = []
+
+    def counting(materials, chosen, *args, **options):
+        trained.append(len(chosen))
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return real(materials, chosen, *args, **options)
+
+    import cri.replicas
+
+    real = cri.replicas.train_stack
+    monkeypatch.setattr(cri.replicas, "train_stack", counting)
+    options = {"device": "cpu", "method": "stacked", "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        train_replicas(CONFIG, replicas, tmp_path, chunk=2, **options)
+    path = train_replicas(CONFIG, replicas, tmp_path, chunk=3, **options)  # the begun partition is kept where it can be
+    assert trained == [2, 1, 1]
+    again = load_bank(path)
+    pd.testing.assert_frame_equal(again.table, bank.table)
+    assert not list(path.glob("part-*"))
+    assert train_replicas(CONFIG, replicas, tmp_path, **options) == path
+    assert trained == [2, 1, 1]
+
+
+def test_a_stack_killed_within_a_part_goes_on_from_its_checkpoint(bank, replicas, tmp_path, monkeypatch):
+    real, calls = StackedTrainer.run, []
+
+    def run(self, until, **options):
+        calls.append(self.step)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(self, min(until, self.step + 15), **options)
+
+    monkeypatch.setattr(StackedTrainer, "run", run)
+    options = {"device": "cpu", "method": "stacked", "chunk": 2, "progress": False, "checkpoint_seconds": 0.0}
+    with pytest.raises(KeyboardInterrupt):
+        train_replicas(CONFIG, replicas, tmp_path, **options)
+    again = load_bank(train_replicas(CONFIG, replicas, tmp_path, **options))
+    assert calls[3] == 30
+    pd.testing.assert_frame_equal(again.table, bank.table)
+
+
+def test_out_of_memory_halves_the_stack(bank, replicas, tmp_path, monkeypatch):
+    import cri.replicas
+
+    real = cri.replicas.train_stack
+
+    def small(materials, chosen, *args, **options):
+        if len(chosen) > 1:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return real(materials, chosen, *args, **options)
+
+    monkeypatch.setattr(cri.replicas, "train_stack", small)
+    options = {"device": "cpu", "method": "stacked", "progress": False}
+    with pytest.warns(UserWarning, match="out of device memory"):
+        path = train_replicas(CONFIG, replicas, tmp_path, chunk=3, **options)
+    assert (load_bank(path).correct == bank.correct).mean() > 0.99
+
+
+def test_a_diverged_replica_does_not_harm_the_others(replicas, tmp_path):
+    config = CONFIG.replace(model="nano-rope", grad_clip=0.0)
+    wild = [Replica(0, replicas[0].train), Replica(0, replicas[0].train, lr=1e12)]
+    table = load_bank(train_replicas(config, wild, tmp_path, device="cpu", method="stacked", progress=False)).table
+    losses, _ = alone(config, prepare(config), replicas[0].train)
+    assert np.isnan(table["loss"][1])
+    assert table["loss"][0] == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+def test_runs_trained_together_are_ordinary_runs(tmp_path):
+    configs = [CONFIG, CONFIG.replace(seed=1), CONFIG.replace(split="random", split_params={}, lr=1e-3)]
+    paths = train_run_group(configs, tmp_path / "a", device="cpu", chunk=2, progress=False)
+    for config, path in zip(configs, paths, strict=True):
+        run = load_run(path)
+        assert run.config == config
+        model = prepare(config).model
+        Trainer(model, run.tokens, run.split.train_ids, config.train).run(config.train.steps)
+        assert_same_function(run.model, model, prepare(config))
+        table = predictions(run.model, run.tokenizer, run.tokens, run.task, run.format, run.split)
+        np.testing.assert_array_equal(table["correct"], run.predictions["correct"])
+        rows = [json.loads(line) for line in (path / "metrics.jsonl").open()]
+        assert rows[-1]["step"] == config.train.steps
+        assert read_json(path / "manifest.json")["trained_together"]["runs"] in (1, 2)
+    before = [(path / "complete.json").stat().st_mtime_ns for path in paths]
+    assert train_run_group(configs, tmp_path / "a", device="cpu", chunk=2, progress=False) == paths
+    assert before == [(path / "complete.json").stat().st_mtime_ns for path in paths]
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(p.name for p in paths)
+
+
+def test_bad_input_names_the_field(replicas, tmp_path):
+    with pytest.raises(CriError, match="replicas: none"):
+        train_replicas(CONFIG, [], tmp_path)
+    with pytest.raises(CriError, match=r"replicas\[1\].train"):
+        train_replicas(CONFIG, [replicas[0], Replica(0, np.zeros(225, dtype=bool))], tmp_path)
+    with pytest.raises(CriError, match="chunk"):
+        train_replicas(CONFIG, replicas, tmp_path, chunk=0)
+    with pytest.raises(CriError, match="may differ only in"):
+        train_run_group([CONFIG, CONFIG.replace(steps=41)], tmp_path, device="cpu", chunk=2)
+    with pytest.raises(CriError, match="lora"):
+        train_replicas(CONFIG.replace(lora=True), replicas, tmp_path, device="cpu", method="stacked", progress=False)
+    materials = prepare(CONFIG)
+    materials.model.transformer.drop.p = 0.1
+    with pytest.raises(CriError, match="dropout"):
+        StackedTrainer(materials.model, Layout(materials.model), materials.tokens, [], CONFIG.train, "cpu")
+
+
+def test_a_run_is_no_bank(tiny_run):
+    with pytest.raises(CriError, match="is a run, not a bank"):
+        load_bank(tiny_run.path)
+
+
+def test_memory_is_estimated_from_above():
+    """Against the tensors that a step really keeps, counted through saved-tensor hooks."""
+    materials = prepare(CONFIG)
+    layout = Layout(materials.model)
+    forward = StackedForward(prepare(CONFIG).model.requires_grad_(False), layout, "fp32")
+    flat = layout.flatten(materials.model)[None].requires_grad_()
+    ids, kept = materials.tokens.ids[:48][None], {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        forward.loss(flat, ids, ids, int(materials.tokens.prompt_lengths.min()))
+    assert sum(kept.values()) < cri.jointly.bytes_per_replica(materials, layout)
