@@ -124,6 +124,17 @@ def test_edits_of_one_step_only_and_bad_requests():
         iv.sample_edits(task, make_format("direct"), [0])
 
 
+def test_edits_are_drawn_such_that_the_tokenizer_can_write_what_follows():
+    # no sum of this grid reaches the modulus, so its tokenizer has no ">"
+    materials = prepare(SCRATCHPAD.replace(task="mod_addition", split="random", split_params={}))
+    task, fmt, cases = materials.task, materials.format, range(100, 110)
+    edits = iv.sample_edits(task, fmt, cases, ["decision"])
+    assert any(item.edit.text == ">=" for item in edits)
+    assert not iv.sample_edits(task, fmt, cases, ["decision"], tokenizer=materials.tokenizer)
+    some = iv.sample_edits(task, fmt, cases, ["digit", "carry"], tokenizer=materials.tokenizer)
+    assert len(iv.step_edits(materials, some)) == len(some) > 0
+
+
 def test_illegal_edits_are_refused(scratchpad):
     for edit, message in (
         (Edit(1, "remainder", "1"), "choose from x, y, answer, digit, carry"),

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 
 from cri.data import TokenTable
+from cri.errors import CriError
 from cri.evaluation import decode
 from cri.materials import Materials
 from cri.tokenization import encode_texts
@@ -70,6 +71,15 @@ def continuations(
         ):
             out[i] = (text, done)
     return out
+
+
+def encodable(tokenizer: Any, text: str) -> bool:
+    """Whether a tokenizer can write a text (one built from a task's texts lacks what occurs in none)."""
+    try:
+        encode_texts(tokenizer, [text])
+    except CriError:
+        return False
+    return True
 
 
 def encode_with_ends(tokenizer: Any, texts: Sequence[str]) -> list[tuple[list[int], Int[np.ndarray, " token"]]]:

@@ -18,7 +18,7 @@ from cri.controls import trace_owner
 from cri.coverage import step_counts
 from cri.errors import CriError, out_of_range, unknown_name
 from cri.formats import Format, make_format
-from cri.interventions.continuations import continuations
+from cri.interventions.continuations import continuations, encodable
 from cri.materials import Materials
 from cri.readings import step_text
 from cri.steps import Step
@@ -28,7 +28,7 @@ from cri.train import Run
 
 if TYPE_CHECKING:
     import pandas as pd
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Kind = Literal["digit", "carry", "answer", "operands", "decision"]
 KINDS: tuple[Kind, ...] = ("digit", "carry", "answer", "operands", "decision")
@@ -143,6 +143,7 @@ def sample_edits(
     kinds: Sequence[str] = KINDS,
     *,
     step: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     seed: int = 0,
     tries: int = 10,
 ) -> list[CaseEdit]:
@@ -153,6 +154,7 @@ def sample_edits(
 
     Args:
         step: edit only what is written after exactly that many rule steps; None edits anywhere.
+        tokenizer: draw only edits after which it can write what the rule does.
 
     Raises `CriError` for an unknown kind, for a format without a trace, and for a step that no case has.
     """
@@ -176,7 +178,7 @@ def sample_edits(
                 if kind in places:
                     places[kind].append((i, name))
         for kind in kinds:
-            edit = _draw(task, rule, (a, b), lines, places[kind], original, base, rng, tries)
+            edit = _draw(task, rule, (a, b), lines, places[kind], original, base, rng, tries, tokenizer)
             if edit is not None:
                 edits.append(CaseEdit(int(case), edit))
     if step is not None and not 0 <= step <= last_step:
@@ -194,6 +196,7 @@ def _draw(
     base: int,
     rng: np.random.Generator,
     tries: int,
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> Edit | None:
     for _ in range(tries if places else 0):
         i, name = places[int(rng.integers(len(places)))]
@@ -202,10 +205,11 @@ def _draw(
             continue
         edit = Edit(i, name, texts[int(rng.integers(len(texts)))])
         try:
-            answer = _answer(task, rule, rule.trace(task, *operands, edit))
+            edited = rule.trace(task, *operands, edit)
         except CriError:  # a legal text after which the rule cannot run on (an empty list to pop from)
             continue
-        if answer is not None and answer != original:
+        answer = _answer(task, rule, edited)
+        if answer not in (None, original) and (tokenizer is None or encodable(tokenizer, join(edited))):
             return edit
     return None
 
@@ -215,9 +219,10 @@ def _element_text(lines: Sequence[TraceLine], line: int, name: str) -> str:
     return lines[line].text[start - lines[line].start : stop - lines[line].start]
 
 
-def _same_line(text: str, expected: str, line: int) -> bool:
-    lines = text.split("\n")
-    return len(lines) > line and lines[line] == expected.split("\n")[line]
+def _next_line(text: str, expected: Sequence[TraceLine], line: int) -> bool:
+    """Whether a text follows the rule's to the end of the next line that holds a value."""
+    until = next((x for x in expected[line + 1 :] if x.elements), expected[-1])
+    return text.startswith(join(expected)[: until.stop])
 
 
 _SEEN_DIGITS = ("operand:digit1", "operand:digit2", "operand:carry")
@@ -281,8 +286,8 @@ def step_edits(
         `old, new` (the element's text), `own`, `unedited` (the answer without the edit), `expected` (what
         the rule answers from the edited trace), `answer`, `outcome`, `follows`, `exact` (the whole text
         is the rule's), `text`, `expected_text`. Outcomes: `follows` (the expected answer), `returns` (the
-        unedited one), `truncated`, `breaks` (any other answer or none). `next_line`: whether the line after the
-        edited one is the rule's, whatever follows.
+        unedited one), `truncated`, `breaks` (any other answer or none). `next_line`: whether the text is the rule's
+        up to the end of the next line with a value, whatever follows.
 
     Raises `CriError` for an edit that is no legal element, naming the legal ones.
     """
@@ -318,7 +323,7 @@ def step_edits(
                 "line": line, "element": name, "step": steps_done(lines)[line], "next_step": next_step, "seen": seen,
                 "old": old, "new": item.edit.text,
                 "own": None if completions is None else completions[item.case].startswith(prefix),
-                "expected": _answer(task, rule, expected), "expected_text": join(expected),
+                "expected": _answer(task, rule, expected), "expected_text": join(expected), "lines": expected,
             }
         )  # fmt: skip
     texts = continuations(run, [*before, *after], model)
@@ -333,7 +338,7 @@ def step_edits(
             outcome = "breaks" if done else "truncated"
         row |= {
             "unedited": unedited or "", "answer": answer or "", "outcome": outcome, "follows": outcome == "follows",
-            "next_line": _same_line(text, row["expected_text"], row["line"] + 1),
+            "next_line": _next_line(text, row.pop("lines"), row["line"]),
             "exact": done and text == row["expected_text"], "text": text,
         }  # fmt: skip
     return pd.DataFrame(rows)

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cri.errors import CriError, unknown_name
-from cri.interventions.continuations import continuations
+from cri.interventions.continuations import continuations, encodable
 from cri.materials import Materials
 from cri.rulecode import Rule, parse_rule
 from cri.rules import task_rule
 from cri.tasks import Task
-from cri.tokenization import encode_texts
 from cri.tracer import trace_rule
 from cri.traces import join
 from cri.train import Run
@@ -93,7 +92,7 @@ def edit_rules(
         if source is None:
             continue
         rule = None if kind in ("removed", "unrelated") else parse_rule(source)
-        if not _encodable(run, source):
+        if not encodable(run.tokenizer, source):
             rows.append({"kind": kind, "encodable": False})
             continue
         for case in case_ids:
@@ -109,7 +108,7 @@ def edit_rules(
             rows.append(row)
             # the reference completion only measures the room; nothing of it is given
             own = trained_rule.run(a, b).text
-            starts.append((int(case), text if len(text) > len(own) and _encodable(run, text) else own, 0))
+            starts.append((int(case), text if len(text) > len(own) and encodable(run.tokenizer, text) else own, 0))
             shown = f"{source}\n" if source else ""
             prompts.append(run.format.prompt(task, a, b).replace(f"{trained_rule.rule.source}\n", shown))
     for row, (text, done) in zip(owners, continuations(run, starts, model, prompts), strict=True):
@@ -134,11 +133,3 @@ def _run(task: Task, rule: Rule | None, a: int, b: int) -> tuple[str | None, str
         return None, ""
     text = join(trace.lines)
     return task_rule(task).read_answer(text.rpartition("\n")[2]), text
-
-
-def _encodable(run: Run | Materials, source: str) -> bool:
-    try:
-        encode_texts(run.tokenizer, [source])
-    except CriError:
-        return False
-    return True

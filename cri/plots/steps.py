@@ -52,7 +52,9 @@ def effect_map(
         [f"{row.layer} {_COMPONENTS.get(str(row.component), row.component)}" for row in names.itertuples()],
     )
     tokens = table.drop_duplicates("position").set_index("position").loc[positions, "token"]
-    ax.set_xticks(range(len(positions)), [str(t) for t in tokens], fontsize=6)
+    names_below = [t if len(t) <= 10 else f"{t[:9]}…" for t in map(str, tokens)]
+    upright = all(len(t) <= 4 for t in names_below)
+    ax.set_xticks(range(len(positions)), names_below, fontsize=6, rotation=0 if upright else 90)
     ax.tick_params(axis="both", length=0)
     for i, token in enumerate(tokens):
         if str(token) in ("↵", "\n") or str(token).endswith("="):  # lines of the trace

@@ -27,7 +27,9 @@ def _maps(table: pd.DataFrame) -> Any:
         region = "outside" if "outside" in set(part["region"]) else "inside"
         panels.append((key, part[part["region"] == region], region))
     width = max(part["position"].nunique() for _, part, _ in panels)
-    fig, axes = plots.figure(len(panels), 2, (max(3.2, 0.17 * width + 1.2), 1.75))
+    # code lines of a rule's trace are printed upright, and need the height
+    height = 1.75 if table["token"].str.len().max() <= 4 else 2.3
+    fig, axes = plots.figure(len(panels), 2, (max(3.2, min(0.17 * width + 1.2, 8.0)), height))
     for row, (key, part, region) in zip(axes, panels, strict=True):
         for ax, value, what in zip(row, ("rule", "source"), ("rule", "source's own text"), strict=True):
             plots.effect_map(part, ax, value=value, label="share of pairs")
@@ -47,8 +49,10 @@ def _follow(table: pd.DataFrame) -> Any:
         ]
         shown = pd.concat([part, control]) if fmt == "scratchpad" else part
         for ax, region in zip(row, ("inside", "outside"), strict=True):
-            plots.follow_bars(shown[shown["region"] == region], ax)
+            plots.follow_bars(shown[shown["region"] == region], ax, legend=False)
             ax.set_title(f"{_title(key)}\n{region} the square")
+    handles = {name: h for ax in axes.flat for h, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    fig.legend(handles.values(), handles, loc="outside lower center", ncols=3)
     return fig
 
 

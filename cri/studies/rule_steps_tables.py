@@ -155,7 +155,9 @@ def _intervene(run: Run, is_control: bool, config: RuleSteps, notes: list[str]) 
 
 
 def _edits(run: Run, cases: Int[np.ndarray, " case"], is_control: bool, config: RuleSteps) -> pd.DataFrame:
-    edits = iv.sample_edits(run.task, run.format, cases.tolist(), config.elements, step=config.edit_step)
+    edits = iv.sample_edits(
+        run.task, run.format, cases.tolist(), config.elements, step=config.edit_step, tokenizer=run.tokenizer
+    )
     if not edits:
         raise CriError(f"elements: no trace of {run.path.name} holds {', '.join(config.elements)} to edit")
     parts = [iv.step_edits(run, edits).assign(model="shuffled" if is_control else "trained")]
