@@ -135,8 +135,10 @@ class Trainer:
         self.labels = labels_of(tokens, config.loss_on).to(self.device)
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         cuda = self.device.type == "cuda"
+        self._compiled, self._traces = self._ways(compiled)
+        self._optimized = self._flattened() if self._traces else self.parameters
         self.optimizer = torch.optim.AdamW(
-            list(self.parameters.values()),
+            list(self._optimized.values()),
             lr=torch.tensor(config.lr, device=self.device) if cuda else config.lr,
             betas=(0.9, config.beta2),
             weight_decay=config.weight_decay,
@@ -149,16 +151,7 @@ class Trainer:
         self._rows = torch.from_numpy(self.order).to(self.device)
         self._rates = torch.from_numpy(self.lrs).float().to(self.device)
         self._running = torch.zeros((), device=self.device)
-        if compiled is None:
-            compiled = cuda and compile_pays(model, config, self.ids.shape[1])
-        # checkpoints cannot be traced, and traced dropout does not survive compilation everywhere
-        noisy = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
-        traceable = not config.gradient_checkpointing and not noisy
-        self._compiled = compiled and traceable
-        # on CPU a trace saves a small model a seventh of its time; a CUDA graph saves the same and more
-        n_widths = len(np.unique(self.lengths[self.order].max(axis=1)))
-        self._trace = self._compiled or (traceable and not cuda and 100 * n_widths <= config.steps)
-        self._all_parameters = {f"model.{name}": p for name, p in model.named_parameters()}
+        self._frozen = {f"model.{n}": p for n, p in model.named_parameters() if not p.requires_grad}
         self._traced: dict[Kind, Traced] = {}
         self._graphed = GraphedStep(self._train_step, self.device)
         if config.gradient_checkpointing or self.world > 1:
@@ -166,6 +159,36 @@ class Trainer:
         with torch.random.fork_rng([self.device] if cuda else []):
             torch.manual_seed(config.seed)
             self._rng = self._random_state()
+
+    def _ways(self, compiled: bool | None) -> tuple[bool, bool]:
+        """Whether the loss is compiled, and whether it is traced."""
+        config, cuda = self.config, self.device.type == "cuda"
+        # checkpoints cannot be traced, and traced dropout does not survive compilation everywhere
+        noisy = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self.model.modules())
+        if config.gradient_checkpointing or noisy:
+            return False, False
+        if compiled is None:
+            compiled = cuda and compile_pays(self.model, config, self.ids.shape[1])
+        # on CPU a trace saves a small model a seventh of its time; a CUDA graph saves the same and more
+        n_widths = len(np.unique(self.lengths[self.order].max(axis=1)))
+        return compiled, compiled or (not cuda and 100 * n_widths <= config.steps)
+
+    def _flattened(self) -> dict[str, torch.nn.Parameter]:
+        """All trained parameters as one tensor, of which they become views: clipping and AdamW are then one pass."""
+        flat = torch.cat([p.detach().flatten() for p in self.parameters.values()])
+        for p, part in zip(
+            self.parameters.values(), flat.split([p.numel() for p in self.parameters.values()]), strict=True
+        ):
+            p.data = part.view_as(p)
+        return {"flat": torch.nn.Parameter(flat)}
+
+    def _views(self) -> dict[str, Tensor]:
+        """The model's parameters as the traced loss takes them; gradients flow back to the one tensor."""
+        parts = self._optimized["flat"].split([p.numel() for p in self.parameters.values()])
+        views = {
+            f"model.{name}": part.view(p.shape) for part, (name, p) in zip(parts, self.parameters.items(), strict=True)
+        }
+        return self._frozen | views
 
     def _random_state(self) -> list[Tensor]:
         states = [torch.get_rng_state()]
@@ -196,7 +219,8 @@ class Trainer:
         widths = np.array([self.width_of(step) for step in range(len(self.order))])
         return float(1 - self.lengths[self.order].sum() / (widths * self.order.shape[1]).sum())
 
-    def _loss(self, ids: Int[Tensor, "batch pos"], labels: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
+    def _backward(self, ids: Int[Tensor, "batch pos"], labels: Int[Tensor, "batch pos"], n_targets: Tensor) -> None:
+        """Adds the gradient of the summed loss over `n_targets`."""
         kind: Kind = "products" if self.device.type == "cuda" and ids.shape[1] <= SHORT else "library"
 
         @contextlib.contextmanager
@@ -205,17 +229,21 @@ class Trainer:
             with unmasked(self.model, kind), torch.autocast(self.device.type, torch.bfloat16, low, False):
                 yield
 
-        if not self._trace:
-            with context():
-                return summed_loss(self.model, ids, labels, self.first)
-        if kind not in self._traced:
+        if not self._traces:
+            with context():  # the backward pass too: what was checkpointed is computed again there
+                loss = summed_loss(self.model, ids, labels, self.first) / n_targets
+                loss.backward()
+        else:
+            if kind not in self._traced:
 
-            def loss(parameters: dict[str, Tensor], ids: Tensor, labels: Tensor) -> Tensor:
-                inputs = (ids, labels, self.first)
-                return torch.func.functional_call(_Loss(self.model), parameters, inputs)
+                def summed(parameters: dict[str, Tensor], ids: Tensor, labels: Tensor) -> Tensor:
+                    inputs = (ids, labels, self.first)
+                    return torch.func.functional_call(_Loss(self.model), parameters, inputs)
 
-            self._traced[kind] = Traced(loss, context, self._compiled)
-        return self._traced[kind](self._all_parameters, ids, labels)
+                self._traced[kind] = Traced(summed, context, self._compiled)
+            loss = self._traced[kind](self._views(), ids, labels) / n_targets
+            loss.backward()
+        self._running += loss.detach()
 
     def _train_step(self, width: Any) -> None:
         """One optimiser step; reads only what lies on the device."""
@@ -229,14 +257,11 @@ class Trainer:
                 group["lr"] = float(self.lrs[self.step])
         size = self.config.micro_batch or max(1, len(rows))
         for part in rows.split(size):
-            loss = self._loss(self.ids[part, :width], self.labels[part, :width]) / n_targets
-            loss.backward()
-            self._running += loss.detach()
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+            self._backward(self.ids[part, :width], self.labels[part, :width], n_targets)
         if self.world > 1:
-            sum_over_processes(gradients)
+            sum_over_processes([p.grad for p in self._optimized.values() if p.grad is not None])
         if self.config.grad_clip > 0:
-            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.grad_clip)
+            torch.nn.utils.clip_grad_norm_(self._optimized.values(), self.config.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._done += 1
@@ -273,7 +298,7 @@ class Trainer:
 
     def _state(self) -> dict[str, Tensor]:
         tensors = {f"model.{name}": p.detach() for name, p in self.parameters.items()}
-        for name, p in self.parameters.items():
+        for name, p in self._optimized.items():
             for key, value in self.optimizer.state.get(p, {}).items():
                 tensors[f"optimizer.{name}.{key}"] = value
         tensors |= dict(zip(("rng.cpu", "rng.cuda"), self._rng, strict=False))
@@ -295,6 +320,7 @@ class Trainer:
         with torch.no_grad():
             for name, p in self.parameters.items():
                 p.copy_(tensors[f"model.{name}"])
+            for name, p in self._optimized.items():
                 prefix = f"optimizer.{name}."
                 state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
                 if state:  # the step counter stays where fused AdamW wants it: with the parameter
