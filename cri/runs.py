@@ -148,7 +148,10 @@ def _git(*args: str) -> str | None:
 
 
 def provenance() -> dict[str, Any]:
-    """Commit and dirty flag, versions, machine: what a recorded number needs to be traced."""
+    """Commit and dirty flag, versions, machine: what a recorded number needs to be traced.
+
+    Where the code lies without its repository (a machine lent for an hour), CRI_COMMIT names the commit.
+    """
     import torch
 
     versions = {}
@@ -158,7 +161,7 @@ def provenance() -> dict[str, Any]:
     status = _git("status", "--porcelain")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": _git("rev-parse", "HEAD") or os.environ.get("CRI_COMMIT"),
         "dirty": None if status is None else bool(status),
         "python": platform.python_version(),
         "versions": versions,

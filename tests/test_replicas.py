@@ -72,7 +72,9 @@ def assert_same_function(model: PreTrainedModel, other: PreTrainedModel, materia
             assert (a - b).norm() <= 2e-3 * b.norm(), name
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(
+    "name", [n if n in ("gpt2", "llama") else pytest.param(n, marks=pytest.mark.slow) for n in SHAPES]
+)
 def test_a_stack_equals_models_one_by_one(name):
     """Other seeds, training sets (of other sizes, one smaller than a batch), learning rates and weight decays."""
     config = SHAPES[name]
@@ -141,7 +143,7 @@ def test_interrupted_stack_resumes_exactly(tmp_path):
         trainer().restore(tmp_path / "c.safetensors", {"members": "b"})
 
 
-@pytest.mark.parametrize("name", ["gpt2", "varied lengths"])
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("varied lengths", marks=pytest.mark.slow)])
 def test_stacked_decoding_equals_decoding(name):
     config = SHAPES[name]
     materials = prepare(config)
@@ -222,6 +224,7 @@ def test_margins_are_the_models_own(bank):
             assert others.margin[k, i] == pytest.approx(float(at_answer[9] - rest.max()), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_bank(bank, replicas, tmp_path):
     path = train_replicas(CONFIG, replicas, tmp_path, device="cpu", method="processes", jobs=1, progress=False)
     other = load_bank(path)
@@ -275,6 +278,7 @@ def test_a_stack_killed_within_a_part_goes_on_from_its_checkpoint(bank, replicas
     pd.testing.assert_frame_equal(again.table, bank.table)
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_stack(bank, replicas, tmp_path, monkeypatch):
     import cri.replicas
 
@@ -292,6 +296,7 @@ def test_out_of_memory_halves_the_stack(bank, replicas, tmp_path, monkeypatch):
     assert (load_bank(path).correct == bank.correct).mean() > 0.99
 
 
+@pytest.mark.slow
 def test_a_diverged_replica_does_not_harm_the_others(replicas, tmp_path):
     config = CONFIG.replace(model="nano-rope", grad_clip=0.0)
     wild = [Replica(0, replicas[0].train), Replica(0, replicas[0].train, lr=1e12)]

@@ -7,41 +7,27 @@ is measured on a stated number of steps or cases and extrapolated linearly: colu
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import math
 import os
-import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cri.cli import run_command
-from cri.config import RunConfig, TrainConfig
 from cri.errors import CriError, unknown_name
-from cri.runs import provenance, write_json, write_text
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from cri.data import TokenTable
-    from cri.materials import Materials
-
-PEAK_BF16 = 989e12
-"""Dense bf16 operations per second of an H100 SXM (data sheet); the utilisation is counted against this."""
+from cri.runs import provenance, read_json, write_json, write_text
 
 
 @dataclass(frozen=True)
 class PerformanceConfig:
-    """How much of each piece of work to measure. Zero steps or cases leave a piece out."""
+    """How much of each piece of work to measure."""
 
     name: str = "cpu"
     device: str = "auto"
     parts: tuple[str, ...] = ("nano", "paper", "decoding", "replicas", "traces", "growth")
-    """Which pieces, in order; each is written to the record as it ends, and one that fails leaves the others be."""
+    """Which pieces, in order; one that fails leaves the others be."""
     record: Path = Path("studies/performance")
     size: int = 100
     """Grid size of the addition task."""
@@ -53,7 +39,7 @@ class PerformanceConfig:
     one_by_one: int = 20
     """Cases measured of one-at-a-time decoding."""
     replicas: int = 256
-    replica_steps: int = 30
+    replica_steps: int = 300
     """Steps measured of the 4,000 of each replica (opponent)."""
     replicas_measured: int = 4
     """Replicas really trained by this package; the rest is extrapolated."""
@@ -62,391 +48,37 @@ class PerformanceConfig:
     trace_batch: int = 2
     trace_micro: int = 1
     growth_steps: int = 20
+    repeats: int = 3
+    """Short measurements are repeated in turn, ours and the opponent's, and the quickest of each counts."""
+    threads: int = 1
+    """Of each process on CPU, ours and the opponent's. Small models gain little from a second thread, and on a busy
+    machine they lose much."""
 
 
 PRESETS = {
     "cpu": PerformanceConfig(),
     "gpu": PerformanceConfig(
-        name="gpu", device="cuda", nano_steps=1000, paper_steps=100, one_by_one=60, replica_steps=4000,
+        name="gpu", device="cuda", nano_steps=500, paper_steps=60, one_by_one=60, replica_steps=4000,
         replicas_measured=256, trace_steps=6, trace_tokens=2048, trace_batch=64, trace_micro=16, growth_steps=100,
+        repeats=1,
     ),
     "test": PerformanceConfig(
         name="test", size=12, nano_steps=4, paper_model="nano", paper_steps=2, one_by_one=2, replicas=4,
         replica_steps=4, replicas_measured=2, trace_steps=1, trace_tokens=24, trace_batch=2, trace_micro=1,
-        growth_steps=2,
+        growth_steps=2, repeats=1,
     ),
 }  # fmt: skip
 
-Row = dict[str, Any]
-
-
-def _row(
-    work: str, opponent: str, ours: float, theirs: float, measured: str, opponent_measured: str, of: str, note: str = ""
-) -> Row:
-    return {
-        "work": work, "opponent": opponent, "ours_s": ours, "opponent_s": theirs, "ratio": theirs / ours,
-        "measured": measured, "opponent_measured": opponent_measured, "of": of, "note": note,
-    }  # fmt: skip
-
-
-def _materials(config: PerformanceConfig, **changes: Any) -> Materials:
-    from cri.materials import prepare
-
-    base = RunConfig(task_params={"size": config.size}, split_params={"half_side": min(10, config.size // 6)})
-    return prepare(base.replace(**changes))
-
-
-def _model(preset: str, tokens: TokenTable, n_positions: int = 64) -> PreTrainedModel:
-    from cri.models import build_model
-
-    vocab = int(tokens.ids.max()) + 1
-    return build_model(preset, vocab_size=vocab, n_positions=n_positions, pad=tokens.pad, eos=tokens.eos, seed=0)
-
-
-def _step_seconds(
-    materials: Materials, model: PreTrainedModel, train: TrainConfig, device: str, steps: int, **options: Any
-) -> tuple[float, float]:
-    """Seconds before the first of the measured steps (building, capturing, compiling), and seconds a step."""
-    from cri.studies.opponents import synchronize
-    from cri.training import Trainer
-
-    started = time.perf_counter()
-    trainer = Trainer(model, materials.tokens, materials.split.train_ids, train, device, **options)
-    trainer.run(min(10, max(1, train.steps // 2)))
-    synchronize(device)
-    ready = time.perf_counter()
-    first = trainer.step
-    trainer.run(first + steps)
-    synchronize(device)
-    return ready - started, (time.perf_counter() - ready) / (trainer.step - first)
-
-
-def nano(config: PerformanceConfig, device: str) -> Iterator[Row]:
-    """A `nano` Leave-Square-Out run (4,000 steps of 256) against `transformers.Trainer`."""
-    from cri.studies.opponents import hf_trainer_seconds
-
-    of, steps = 4000, config.nano_steps
-    cuda = device.startswith("cuda")
-    materials = _materials(config)
-    precision = "bf16" if cuda else "fp32"
-    train = TrainConfig(steps=of, precision=precision)
-    few = max(2, steps // 5)
-    theirs = hf_trainer_seconds(
-        _model("nano", materials.tokens), materials.tokens, materials.split.train_ids, train, device, steps=few,
-        warmup=min(10, few),
-    )  # fmt: skip
-    variants = [("", precision, None)] if not cuda else [
-        ("", "bf16", None), (", tf32", "tf32", None), (", compiled", "bf16", True),
-    ]  # fmt: skip
-    for label, kind, compiled in variants:
-        own = TrainConfig(steps=of, precision=kind)  # pyright: ignore[reportArgumentType]
-        model = _model("nano", materials.tokens)
-        startup, each = _step_seconds(materials, model, own, device, steps, compiled=compiled)
-        yield _row(
-            f"nano run, 4,000 steps of 256{label}", f"transformers.Trainer ({precision})", startup + of * each,
-            of * theirs / few, f"{steps} steps", f"{few} steps", "4,000 steps",
-            f"start {startup:.2f} s, then {1e3 * each:.3f} ms a step",
-        )  # fmt: skip
-
-
-def paper(config: PerformanceConfig, device: str) -> Iterator[Row]:
-    """`gpt2-shape` on addition, 31.9k steps of 30, against the public code's loop, ten validations included."""
-    from cri.evaluation import decode
-    from cri.studies.opponents import generate_seconds, paper_loop_seconds, synchronize
-
-    of, validations = 31_900, 10
-    materials = _materials(config)
-    held_out = materials.split.test_ids
-    theirs_steps = config.paper_steps
-    theirs = paper_loop_seconds(
-        _model(config.paper_model, materials.tokens), materials.tokens, materials.split.train_ids, device,
-        steps=theirs_steps, warmup=min(5, theirs_steps),
-    ) * of / theirs_steps  # fmt: skip
-    few = held_out[: config.one_by_one]
-    one_by_one = generate_seconds(
-        _model(config.paper_model, materials.tokens), materials.tokens, few, device, batch_size=1, max_new_tokens=4
-    ) * len(held_out) / len(few)  # fmt: skip
-    cuda = device.startswith("cuda")
-    variants = [("tf32", "tf32", False), ("bf16", "bf16", False), ("tf32, compiled", "tf32", True)]
-    for label, precision, compiled in variants if cuda else [("fp32", "fp32", False)]:
-        steps = 10 * theirs_steps if cuda else theirs_steps
-        train = TrainConfig(
-            steps=of, batch_size=30, lr=1e-4, warmup=0.01, beta2=0.999, grad_clip=0.0,
-            precision=precision,  # pyright: ignore[reportArgumentType]
-        )  # fmt: skip
-        model = _model(config.paper_model, materials.tokens)
-        startup, each = _step_seconds(materials, model, train, device, steps, compiled=compiled)
-        synchronize(device)
-        started = time.perf_counter()
-        decode(model, materials.tokens[held_out])
-        validation = time.perf_counter() - started
-        yield _row(
-            f"{config.paper_model}, 31.9k steps of 30, {validations} validations of {len(held_out)} cases ({label})",
-            "loop of the paper's public code (fp32, padded to 50, one case at a time)",
-            startup + of * each + validations * validation, theirs + validations * one_by_one,
-            f"{steps} steps, 1 validation", f"{theirs_steps} steps, {len(few)} cases", "31,900 steps",
-            f"start {startup:.1f} s, {1e3 * each:.2f} ms a step, {validation:.2f} s a validation; opponent "
-            f"{1e3 * theirs / of:.2f} ms a step, {one_by_one:.1f} s a validation",
-        )  # fmt: skip
-        del model
-
-
-def decoding(config: PerformanceConfig, device: str) -> Iterator[Row]:
-    """Decoding the whole direct grid against `generate`, one at a time and batched."""
-    from cri.evaluation import decode
-    from cri.studies.opponents import generate_seconds, synchronize
-
-    materials = _materials(config)
-    tokens = materials.tokens
-    everything = materials.split.train_ids
-    for preset in ("nano", "gpt2-shape") if device.startswith("cuda") else ("nano",):
-        model = _model(preset, tokens).to(device)  # pyright: ignore[reportArgumentType]
-        # every reference is answer and end: the opponent is not made to write more than that
-        room = int((tokens.lengths - tokens.prompt_lengths).max())
-        decode(model, tokens[everything[:256]], room=room)
-        synchronize(device)
-        started = time.perf_counter()
-        decode(model, tokens, room=room)
-        ours = time.perf_counter() - started
-        for batch, cases in ((1, config.one_by_one), (64, 64 * max(1, config.one_by_one // 10))):
-            some = everything[:cases]
-            seconds = generate_seconds(model, tokens, some, device, batch_size=batch, max_new_tokens=room)
-            yield _row(
-                f"{preset}, whole direct grid", f"generate, {'one at a time' if batch == 1 else f'batches of {batch}'}",
-                ours, seconds * len(tokens) / len(some), f"{len(tokens)} cases", f"{len(some)} cases",
-                f"{len(tokens)} cases", f"up to {room} tokens each",
-            )  # fmt: skip
-
-
-def replicas(config: PerformanceConfig, device: str) -> Iterator[Row]:
-    """Many retrained `nano` models against one after another, and the cost as their number grows."""
-    import numpy as np
-
-    from cri.bank import load_bank
-    from cri.jointly import Replica
-    from cri.replicas import train_replicas
-    from cri.studies.opponents import hf_trainer_seconds
-
-    of, n, cuda = 4000, config.replicas, device.startswith("cuda")
-    measured = config.replicas_measured
-    steps = config.replica_steps
-    materials = _materials(config)
-    rng = np.random.default_rng(0)
-
-    def some(count: int) -> list[Replica]:
-        out = []
-        for seed in range(count):
-            train = materials.split.train.copy()
-            train[rng.choice(materials.split.train_ids, len(materials.split.train_ids) // 2, replace=False)] = False
-            out.append(Replica(seed, train))
-        return out
-
-    def together(count: int, steps: int, precision: str, compiled: bool | None) -> tuple[float, Any]:
-        train = TrainConfig(steps=steps, precision=precision)  # pyright: ignore[reportArgumentType]
-        with tempfile.TemporaryDirectory() as folder:
-            started = time.perf_counter()
-            path = train_replicas(
-                materials.config.replace(train=train), some(count), Path(folder), device=device, compiled=compiled,
-                progress=False,
-            )  # fmt: skip
-            seconds = time.perf_counter() - started
-            return seconds, load_bank(path)
-
-    precision = "bf16" if cuda else "fp32"
-    train = TrainConfig(steps=of, precision=precision)
-    startup, each = _step_seconds(materials, _model("nano", materials.tokens), train, device, min(of // 2, steps))
-    alone = startup + of * each
-    few = max(2, min(100, steps // 2))
-    by_trainer = hf_trainer_seconds(
-        _model("nano", materials.tokens), materials.tokens, materials.split.train_ids, train, device, steps=few,
-        warmup=min(10, few),
-    ) * of / few  # fmt: skip
-    opponents = [
-        ("this package's loop, one model after another", alone, f"{min(of // 2, steps)} steps of 1 model"),
-        ("transformers.Trainer, one model after another", by_trainer, f"{few} steps of 1 model"),
-    ]
-    variants = [("fp32", None)] if not cuda else [("bf16", True), ("bf16", False)]
-    for kind, compiled in variants:
-        own_steps = steps if compiled is not False else max(2, steps // 10)
-        seconds, bank = together(measured, own_steps, kind, compiled)
-        note = f"train accuracy {bank.table.train_acc.mean():.3f} after {own_steps} steps, decoding and files included"
-        if measured < n or own_steps < of:
-            # what does not grow with the steps is not multiplied by them
-            base, _ = together(measured, max(1, own_steps // 10), kind, compiled)
-            slope = (seconds - base) / (own_steps - max(1, own_steps // 10))
-            per_model = (base + slope * (of - max(1, own_steps // 10))) / measured
-            if not cuda:  # a process serves many models: its start is paid once
-                per_model = slope * of / measured
-            seconds = per_model * n
-        label = f"{kind}{', compiled' if compiled else ''}"
-        for opponent, single, how in opponents:
-            yield _row(
-                f"{n} retrained nano models ({label})", opponent, seconds, n * single,
-                f"{own_steps} steps of {measured} models", how, f"{n} models, 4,000 steps", note,
-            )  # fmt: skip
-    if cuda:
-        for count in (1, 4, 16, 64, 256):
-            yield {
-                "work": f"R = {count}, uncompiled", "ours_s": _stacked_step_seconds(materials, count, 200, device),
-                "of": "1 step of all",
-            }  # fmt: skip
-
-
-def _stacked_step_seconds(materials: Materials, count: int, steps: int, device: str) -> float:
-    from cri.stacked import Layout, Member, StackedTrainer
-    from cri.studies.opponents import synchronize
-
-    model = _model("nano", materials.tokens)
-    layout = Layout(model)
-    members = [Member(layout.flatten(model), materials.split.train_ids, seed, 1e-3, 0.0) for seed in range(count)]
-    config = TrainConfig(steps=4000, precision="bf16")
-    trainer = StackedTrainer(model, layout, materials.tokens, members, config, device)
-    trainer.run(10)
-    synchronize(device)
-    started = time.perf_counter()
-    trainer.run(10 + steps)
-    return (time.perf_counter() - started) / steps
-
-
-def _flops(model: PreTrainedModel, n_tokens: int, width: int) -> float:
-    """6 N a token (N with the head, which the tied embedding is), plus causal attention: 6 layers d_model length."""
-    shape = model.config
-    n = sum(p.numel() for p in model.parameters())
-    return n_tokens * (6 * n + 6 * shape.num_hidden_layers * shape.hidden_size * width)
-
-
-def traces(config: PerformanceConfig, device: str) -> Iterator[Row]:
-    """Fine-tuning a model of SmolLM2-135M's shape on long traces: tokens a second and share of the card's peak."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from cri.data import TokenTable
-    from cri.studies.opponents import hf_trainer_seconds, synchronize
-    from cri.training import Trainer
-
-    cuda = device.startswith("cuda")
-    small = config.trace_tokens < 100
-    shape = LlamaConfig(
-        vocab_size=500 if small else 49152, hidden_size=36 if small else 576, intermediate_size=64 if small else 1536,
-        num_hidden_layers=2 if small else 30, num_attention_heads=9, num_key_value_heads=3,
-        max_position_embeddings=8192, tie_word_embeddings=True, bos_token_id=None, eos_token_id=1, pad_token_id=0,
-    )  # fmt: skip
-    n = 4 * config.trace_batch
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, shape.vocab_size, (n, config.trace_tokens), generator=generator)
-    lengths = torch.full((n,), config.trace_tokens)
-    tokens = TokenTable(ids, torch.full((n,), config.trace_tokens // 20), lengths, 0, 1)
-    rows = torch.arange(n).numpy()
-    of = 100
-    per_step = config.trace_batch * config.trace_tokens
-    train = {"steps": of, "batch_size": config.trace_batch, "lr": 1e-4, "precision": "bf16" if cuda else "fp32"}
-    torch.manual_seed(0)
-    few = max(1, config.trace_steps // 2)
-    theirs = math.nan
-    with contextlib.suppress(RuntimeError):
-        theirs = hf_trainer_seconds(
-            LlamaForCausalLM(shape), tokens, rows, TrainConfig(**train), device, steps=few, warmup=1,
-            micro_batch=max(1, config.trace_micro // 2),
-        ) / few  # fmt: skip
-    _clear(device)
-    variants = [(False, False, config.trace_micro)] if not cuda else [
-        (False, False, config.trace_micro // 2), (False, True, config.trace_micro), (True, False, config.trace_micro),
-    ]  # fmt: skip
-    for compiled, checkpointing, micro in variants:
-        label = f"{'compiled' if compiled else 'uncompiled'}{', gradient checkpointing' if checkpointing else ''}"
-        model = LlamaForCausalLM(shape)
-        own = TrainConfig(**train, micro_batch=micro, gradient_checkpointing=checkpointing)
-        try:
-            trainer = Trainer(model, tokens, rows, own, device, compiled=compiled)
-            started = time.perf_counter()
-            trainer.run(4 if cuda else 1)
-            synchronize(device)
-            ready = time.perf_counter()
-            first = trainer.step
-            trainer.run(first + config.trace_steps)
-            synchronize(device)
-        except RuntimeError as error:
-            yield {"work": f"SmolLM2-135M's shape, {label}", "note": f"failed: {str(error).splitlines()[0]}"}
-            _clear(device)
-            continue
-        each = (time.perf_counter() - ready) / config.trace_steps
-        rate = _flops(model, per_step, config.trace_tokens) / each
-        share = f", {100 * rate / PEAK_BF16:.1f} % of 989 TFLOP/s" if cuda else ""
-        work = f"{config.trace_batch} x {config.trace_tokens} tokens a step"
-        yield _row(
-            f"SmolLM2-135M's shape (random weights), {work}, {label}",
-            "transformers.Trainer (bf16)" if cuda else "transformers.Trainer", each, theirs,
-            f"{config.trace_steps} steps", f"{few} steps", "1 step",
-            f"{per_step / each:.0f} tokens a second, {rate / 1e12:.2f} TFLOP/s{share}; start {ready - started:.0f} s; "
-            f"micro-batch {micro}",
-        )  # fmt: skip
-        del trainer, model
-        _clear(device)
-
-
-def growth(config: PerformanceConfig, device: str) -> Iterator[Row]:
-    """Seconds as the work grows: model size, sequence length, cases decoded."""
-    import torch
-
-    from cri.data import TokenTable
-    from cri.evaluation import decode
-    from cri.studies.opponents import synchronize
-
-    cuda = device.startswith("cuda")
-    steps = config.growth_steps
-    precision = "bf16" if cuda else "fp32"
-    materials = _materials(config)
-    presets = ("nano", "mini", "gpt2-shape", "gpt2-medium-shape") if cuda else ("nano", "mini")
-    for preset in presets:
-        train = TrainConfig(steps=4000, precision=precision)
-        _, each = _step_seconds(materials, _model(preset, materials.tokens), train, device, steps, compiled=False)
-        yield {"work": f"{preset}, 256 x {materials.tokens.ids.shape[1]} tokens", "ours_s": each, "of": "1 step"}
-    for width in (32, 128, 512, 2048) if cuda else (32, 128):
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(3, 500, (256, width), generator=generator)
-        lengths = torch.full((256,), width)
-        table = TokenTable(ids, torch.full((256,), 4), lengths, 0, 1)
-        train = TrainConfig(steps=1000, batch_size=32, precision=precision)
-        own = type("Work", (), {"tokens": table, "split": type("Split", (), {"train_ids": torch.arange(256).numpy()})})
-        _, each = _step_seconds(own, _model("nano", table, width), train, device, steps, compiled=False)  # pyright: ignore[reportArgumentType]
-        yield {"work": f"nano, 32 x {width} tokens", "ours_s": each, "of": "1 step"}
-    for size in (25, 50, 100):
-        if size > config.size:
-            continue
-        tokens = _materials(PerformanceConfig(size=size)).tokens
-        model = _model("nano", tokens).to(device)  # pyright: ignore[reportArgumentType]
-        decode(model, tokens)
-        synchronize(device)
-        started = time.perf_counter()
-        decode(model, tokens)
-        yield {"work": f"nano, {size * size} cases decoded", "ours_s": time.perf_counter() - started, "of": "the grid"}
-
-
-PARTS: dict[str, Callable[[PerformanceConfig, str], Iterator[Row]]] = {
-    "nano": nano,
-    "paper": paper,
-    "decoding": decoding,
-    "replicas": replicas,
-    "traces": traces,
-    "growth": growth,
-}
-
-
-def _clear(device: str) -> None:
-    gc.collect()
-    if device.startswith("cuda"):
-        import torch
-
-        torch.cuda.empty_cache()
-
 
 def run(config: PerformanceConfig) -> Path:
-    """Measures each part and writes `results.csv` and `manifest.json` below the record after each row."""
+    """Measures each part and writes `results.csv` and `manifest.json` below the record after each row; rows of parts
+    measured before and not asked for now stay."""
     import pandas as pd
     import torch
     from transformers.utils import logging
 
     from cri.materials import resolve_device
+    from cri.studies.performance_parts import PARTS, clear
 
     for part in config.parts:
         if part not in PARTS:
@@ -455,23 +87,27 @@ def run(config: PerformanceConfig) -> Path:
     if config.name == "gpu" and not device.startswith("cuda"):
         raise CriError("device: the gpu preset needs a GPU")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if device == "cpu":
+        torch.set_num_threads(config.threads)
     logging.set_verbosity_error()
     folder = config.record / config.name
-    manifest = {
+    table, manifest = folder / "results.csv", folder / "manifest.json"
+    parts: dict[str, Any] = read_json(manifest)["parts"] if manifest.exists() else {}
+    rows: list[dict[str, Any]] = pd.read_csv(table).to_dict("records") if table.exists() else []
+    here = {
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "CPU",
         "threads": torch.get_num_threads(),
         **provenance(),
     }
-    rows: list[Row] = []
-    failures: dict[str, str] = {}
-    seconds: dict[str, float] = {}
 
     def record() -> None:
-        write_text(folder / "results.csv", pd.DataFrame.from_records(rows).to_csv(index=False, float_format="%.5g"))
-        write_json(folder / "manifest.json", {**manifest, "part_seconds": seconds, "failed": failures})
+        write_text(table, pd.DataFrame.from_records(rows).to_csv(index=False, float_format="%.5g"))
+        write_json(manifest, {"parts": parts})
 
     for part in config.parts:
         started = time.perf_counter()
+        rows = [row for row in rows if row["part"] != part]
+        parts[part] = dict(here)
         try:
             for row in PARTS[part](config, device):
                 rows.append({"part": part, **row})
@@ -480,12 +116,12 @@ def run(config: PerformanceConfig) -> Path:
                 print(f"{part}: {row['work']}: {ours:.4g} s{ratio}  {row.get('note', '')}", flush=True)
                 record()
         except Exception as error:  # a part that cannot run here must not lose the others
-            failures[part] = f"{type(error).__name__}: {error}"
-            print(f"{part}: failed: {failures[part]}", flush=True)
+            parts[part]["failed"] = f"{type(error).__name__}: {error}"
+            print(f"{part}: failed: {parts[part]['failed']}", flush=True)
             traceback.print_exc()
-        seconds[part] = round(time.perf_counter() - started, 1)
+        parts[part]["seconds"] = round(time.perf_counter() - started, 1)
         record()
-        _clear(device)
+        clear(device)
     print(folder)
     return folder
 
