@@ -16,6 +16,8 @@ _RECIPES: dict[tuple[str, str], TrainConfig] = {
     ("base_addition", "direct"): TrainConfig(steps=4000, lr=8e-3),
     ("linear_regression", "direct"): TrainConfig(steps=4000, lr=8e-3),
     ("chicken_rabbit", "direct"): TrainConfig(steps=3000, batch_size=128, lr=8e-3),
+    ("patchwork", "direct"): TrainConfig(steps=2000, lr=8e-3),
+    ("digit_table", "direct"): TrainConfig(steps=2000, lr=8e-3),
 }
 _BY_FORMAT = {
     "direct": TrainConfig(),

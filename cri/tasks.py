@@ -328,9 +328,72 @@ class LengthAddition(Task):
 TASKS: dict[str, type[Task]] = {
     t.name: t for t in (Addition, ModAddition, BaseAddition, LinearRegression, ChickenRabbit)
 }
-"""The five tasks with a grid; `make_task` knows `length_addition` as well."""
+"""The five tasks with a grid; `make_task` knows `length_addition` and the planted ones as well."""
 
-_ALL_TASKS: dict[str, type[Task]] = {**TASKS, LengthAddition.name: LengthAddition}
+
+@dataclass(frozen=True)
+class _Planted(_SquareGrid):
+    """A labelling whose mechanism is known, to calibrate instruments on: labels in 0 .. n_labels-1.
+
+    The rule step of a case is the pair of its operands' last digits, whether the labels come from it or not: both
+    plantings are asked the same question.
+    """
+
+    n_labels: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.n_labels >= 2, "n_labels", self.n_labels, "at least 2")
+
+    def steps(self, a: int, b: int) -> tuple[Step, ...]:
+        return (Step("table", a % 10, b % 10, 0),)
+
+
+@dataclass(frozen=True)
+class Patchwork(_Planted):
+    """The label of the nearest of `size * size / cell` random sites, each with a random label: local structure and
+    no rule, so a case can be answered from nearby cases only."""
+
+    name: ClassVar[str] = "patchwork"
+    cell: int = 50
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.cell >= 1, "cell", self.cell, "at least 1")
+
+    @cached_property
+    def _labels(self) -> Int[np.ndarray, "row col"]:
+        rng = np.random.default_rng(self.seed)
+        sites = rng.uniform(0, self.size, size=(max(1, self.size**2 // self.cell), 2))
+        cells = np.arange(self.size)[:, None]
+        rows, cols = ((cells - sites[:, axis]) ** 2 for axis in (0, 1))
+        nearest = (rows[:, None] + cols).argmin(axis=-1)
+        return rng.integers(self.n_labels, size=len(sites))[nearest]
+
+    def value(self, a: int, b: int) -> int:
+        return int(self._labels[a, b])
+
+
+@dataclass(frozen=True)
+class DigitTable(_Planted):
+    """A random table over the pair of last digits: each case is one step, whose label can be learnt only from the
+    cases that execute it, wherever they lie."""
+
+    name: ClassVar[str] = "digit_table"
+
+    @cached_property
+    def _table(self) -> Int[np.ndarray, "10 10"]:
+        return np.random.default_rng(self.seed).integers(self.n_labels, size=(10, 10))
+
+    def value(self, a: int, b: int) -> int:
+        return int(self._table[a % 10, b % 10])
+
+
+PLANTED: dict[str, type[Task]] = {t.name: t for t in (Patchwork, DigitTable)}
+"""Tasks with a planted mechanism: answered from nearby cases, and from steps."""
+
+_ALL_TASKS: dict[str, type[Task]] = {**TASKS, LengthAddition.name: LengthAddition, **PLANTED}
 
 
 def make_task(name: str, **params: Any) -> Task:

@@ -1,0 +1,71 @@
+"""Designed removals: groups of training cases to retrain without, of equal size, relative to one test case."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Int, Shaped
+
+from cri.attribution.baselines import MAX_STEP_FREQUENCY, grid_distance, shared_operands, shared_steps
+from cri.errors import CriError, out_of_range
+from cri.tasks import Task
+
+REMOVALS = ("near", "same_answer", "same_operand", "same_step")
+"""What a removed group shares with the test case; `random_removal` is their control."""
+
+
+def removal_groups(
+    task: Task,
+    train_ids: Int[np.ndarray, " train"],
+    test_id: int,
+    train_labels: Shaped[np.ndarray, " train"],
+    label: str,
+    size: int,
+    seed: int,
+    max_step_frequency: float = MAX_STEP_FREQUENCY,
+) -> dict[str, Int[np.ndarray, " removed"]]:
+    """Training cases to remove for one test case, by group, all groups of one size m <= `size`.
+
+    `near` is the m nearest on the grid (Chebyshev distance, ties at random: an order within a ring would favour
+    an axis). The others lie farther away than the `size` nearest and are disjoint, as in `statistics.GROUPS`:
+    `same_answer` has the answer `label`, `same_operand` an operand in its place, not the answer, `same_step` an
+    informative rule step (`baselines.informative_steps`), neither answer nor operand. m is `size`, or the number
+    of `same_step` cases where these are fewer: all of them are removed then. Each group is a random draw from its
+    cases; one that has fewer than m is left out.
+
+    Args:
+        train_labels: labels of the training cases' reference answers.
+        label: the label that the model predicts for the test case; "" matches nothing.
+
+    Returns:
+        Case ids in ascending order. Empty when no training case shares a step from afar.
+
+    Raises `CriError` where `test_id` is a training case or there are not `size` training cases.
+    """
+    train_ids = np.asarray(train_ids)
+    if not 1 <= size <= len(train_ids):
+        raise out_of_range("size", size, f"in 1..{len(train_ids)}")
+    if test_id in train_ids:
+        raise CriError(f"test_id: {test_id} is a training case; a case is trivially its own neighbour")
+    test = np.array([test_id])
+    rng = np.random.default_rng([seed, test_id, size])
+    distance = grid_distance(task, train_ids, test)[:, 0]
+    order = np.lexsort((rng.random(len(distance)), distance))
+    far = distance > distance[order[size - 1]]
+    answer = far & (np.asarray(train_labels) == label) & (label != "")
+    operand = far & ~answer & (shared_operands(task, train_ids, test)[:, 0] > 0)
+    step = far & ~answer & ~operand & (shared_steps(task, train_ids, test, max_step_frequency)[:, 0] > 0)
+    m = min(size, int(step.sum()))
+    if m == 0:
+        return {}
+    groups = {"near": train_ids[order[:m]]}
+    for name, mask in zip(REMOVALS[1:], (answer, operand, step), strict=True):
+        if mask.sum() >= m:
+            groups[name] = rng.choice(train_ids[mask], size=m, replace=False)
+    return {name: np.sort(ids) for name, ids in groups.items()}
+
+
+def random_removal(train_ids: Int[np.ndarray, " train"], size: int, seed: int) -> Int[np.ndarray, " removed"]:
+    """`size` training cases drawn at random: what removing any cases does. Ascending ids."""
+    if not 1 <= size < len(train_ids):
+        raise out_of_range("size", size, f"in 1..{len(train_ids) - 1}")
+    return np.sort(np.random.default_rng([seed, size]).choice(train_ids, size=size, replace=False))

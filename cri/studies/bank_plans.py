@@ -1,0 +1,250 @@
+"""What `retraining_bank` trains: each plan is a list of replicas with notes that say what was removed.
+
+A family is a task, format and tokenizer; `base` trains its models on everything but the test cases, all other plans
+train without some of those cases again, or hold out other ones.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from cri.attribution.leave_out import DESIGNS, leave_out
+from cri.attribution.removals import random_removal, removal_groups
+from cri.attribution.retrainings import EXPLAINS, Retrainings
+from cri.config import RunConfig
+from cri.data import TokenTable
+from cri.errors import CriError
+from cri.jointly import Replica
+from cri.materials import Materials, prepare
+from cri.splits import depth, in_square, random
+from cri.statistics.groups import labels
+from cri.tasks import Task
+
+if TYPE_CHECKING:
+    from cri.studies.retraining_bank import RetrainingBank
+
+REGIONS = ("centre", "edge", "outside")
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """One task, format and tokenizer, with the cases that all its plans hold out and ask about.
+
+    Attributes:
+        config: of its runs (the square split).
+        materials: what that config stands for.
+        outside: single cases held out outside the square, where training cases surround them.
+        base: training cases of the base models: `square` (without `outside`) and `random`.
+        queries: cases whose outputs are recorded: the square, `outside`, some held out by the random split.
+        random_queries: those held out by the random split.
+    """
+
+    config: RunConfig
+    materials: Materials
+    outside: Int[np.ndarray, " case"]
+    base: Mapping[str, Bool[np.ndarray, " case"]]
+    queries: Int[np.ndarray, " query"]
+    random_queries: Int[np.ndarray, " case"]
+
+    @property
+    def task(self) -> Task:
+        return self.materials.task
+
+    @property
+    def square(self) -> Int[np.ndarray, " case"]:
+        return self.materials.split.test_ids
+
+
+def make_family(name: str, options: RetrainingBank) -> Family:
+    """The family called TASK:FORMAT:TOKENIZER, at the bank's size."""
+    materials = prepare(options.run_config(name))
+    task, split = materials.task, materials.split
+    rng = np.random.default_rng(0)
+    outside = np.sort(
+        rng.choice(split.train_ids, size=min(options.n_outside, len(split.train_ids) // 10), replace=False)
+    )
+    in_base = split.train.copy()
+    in_base[outside] = False
+    other = random(task)
+    random_queries = np.sort(
+        rng.choice(other.test_ids, size=min(options.n_random_queries, len(other.test_ids)), replace=False)
+    )
+    queries = np.unique(np.concatenate([split.test_ids, outside, random_queries]))
+    base = {"square": in_base, "random": other.train}
+    return Family(materials.config, materials, outside, base, queries, random_queries)
+
+
+def region_cases(family: Family, options: RetrainingBank, region: str) -> Int[np.ndarray, " case"]:
+    """Test cases of designed removals: `centre` (within two rings of it), `edge` (the border ring), `outside`, and
+    `random` (held out by the random split). Those without a training case that shares a step from afar are passed
+    over."""
+    task = family.task
+    rings = depth(task, task.center, options.half_side)
+    candidates = {
+        "centre": np.flatnonzero(rings >= max(options.half_side - 2, 1)),
+        "edge": np.flatnonzero(rings == 0),
+        "outside": family.outside,
+        "random": family.random_queries,
+    }[region]
+    n_tests = options.n_tests * (2 if region == "random" else 1)
+    order = np.random.default_rng(zlib.crc32(region.encode())).permutation(candidates)
+    train_ids = np.flatnonzero(family.base["random" if region == "random" else "square"])
+    answers = labels(task.answers)[train_ids]
+    chosen: list[int] = []
+    for test_id in order.tolist():
+        sizes = [min(size, len(train_ids)) for size in options.removal_sizes]
+        if all(removal_groups(task, train_ids, test_id, answers, "", size, 0) for size in sizes):
+            chosen.append(test_id)
+        if len(chosen) == n_tests:
+            break
+    return np.array(sorted(chosen), dtype=np.int64)
+
+
+def _name(split: str, seed: int) -> str:
+    return f"{split}:{seed}"
+
+
+def without(train: Bool[np.ndarray, " case"], removed: Int[np.ndarray, " removed"]) -> Bool[np.ndarray, " case"]:
+    out = train.copy()
+    out[removed] = False
+    return out
+
+
+def base(family: Family, options: RetrainingBank) -> Iterator[Replica]:
+    """The models that all others are compared with."""
+    for split in ("square", "random"):
+        for seed in options.seeds:
+            yield Replica(seed, family.base[split], note={"split": split, EXPLAINS: _name(split, seed)})
+
+
+def subsets(family: Family, options: RetrainingBank, split: str, removed: float) -> Iterator[Replica]:
+    """Random subsets of the base model's training cases: each is trained on with the base model's seed, and with new
+    seeds that no base model has. All explain the first base model."""
+    train_ids = np.flatnonzero(family.base[split])
+    n_removed = round(removed * len(train_ids))
+    first = options.seeds[0]
+    new = [max(options.seeds) + 1 + i for i in range(options.n_new_seeds)]
+    for seed in (first, *new):  # the fixed seed first
+        for subset in range(options.n_subsets):
+            gone = random_removal(train_ids, n_removed, 10_000 * (split == "random") + subset)
+            note = {"split": split, "removed": removed, "subset": subset, EXPLAINS: _name(split, first)}
+            yield Replica(seed, without(family.base[split], gone), note=note)
+
+
+def removals(
+    family: Family, options: RetrainingBank, split: str, predicted: Mapping[str, list[str]]
+) -> Iterator[Replica]:
+    """Designed removals for test cases of each region, and random ones of the same sizes, with every base seed.
+
+    Args:
+        predicted: by base model, the label it predicts for each query.
+    """
+    task, train = family.task, family.base[split]
+    train_ids = np.flatnonzero(train)
+    answers = labels(task.answers)[train_ids]
+    tests = [
+        (r, t)
+        for r in (REGIONS if split == "square" else ("random",))
+        for t in region_cases(family, options, r).tolist()
+    ]
+    for seed in options.seeds:
+        name = _name(split, seed)
+        for size in options.removal_sizes:
+            for draw in range(options.n_random_removals):
+                gone = random_removal(train_ids, size, 1000 * seed + draw)
+                note = {"group": "random", "test_id": -1, "region": "", "size": size, "n_removed": len(gone)}
+                yield Replica(seed, without(train, gone), note={"split": split, **note, EXPLAINS: name})
+        for region, test_id in tests:
+            label = predicted[name][int(np.searchsorted(family.queries, test_id))]
+            for size in options.removal_sizes:
+                groups = removal_groups(task, train_ids, test_id, answers, label, size, seed)
+                for group, gone in groups.items():
+                    note = {"group": group, "test_id": test_id, "region": region, "size": size, "n_removed": len(gone)}
+                    yield Replica(seed, without(train, gone), note={"split": split, **note, EXPLAINS: name})
+
+
+def leave_outs(family: Family, options: RetrainingBank) -> Iterator[Replica]:
+    """Every leave-X-out design at the square's size; where a design is random, each seed has its own draw."""
+    n = (2 * options.half_side + 1) ** 2
+    for seed in options.leave_out_seeds:
+        for design in DESIGNS:
+            held = leave_out(family.task, design, n, seed)
+            yield Replica(
+                seed,
+                ~held,
+                note={"design": design, "n_held_out": int(held.sum()), EXPLAINS: _name("square", options.seeds[0])},
+            )
+
+
+def sliding(family: Family, options: RetrainingBank) -> Iterator[Replica]:
+    """The held-out square at every place of a grid of centres where it fits."""
+    task, half_side = family.task, options.half_side
+    low, high = task.coords.min(axis=0) + half_side, task.coords.max(axis=0) - half_side
+    axes = [np.unique(np.linspace(low[i], high[i], options.n_centers).round().astype(int)) for i in (0, 1)]
+    for seed in options.sliding_seeds:
+        for row in axes[0].tolist():
+            for col in axes[1].tolist():
+                held = in_square(task, (row, col), half_side)
+                if held.sum() == (2 * half_side + 1) ** 2:
+                    note = {"center_row": row, "center_col": col, EXPLAINS: _name("square", options.seeds[0])}
+                    yield Replica(seed, ~held, note=note)
+
+
+Builder = Callable[[Family, "RetrainingBank", Mapping[str, list[str]]], Iterator[Replica]]
+
+PLANS: dict[str, Builder] = {
+    "base": lambda family, options, predicted: base(family, options),
+    "subsets-50": lambda family, options, predicted: subsets(family, options, "square", 0.5),
+    "subsets-10": lambda family, options, predicted: subsets(family, options, "square", 0.1),
+    "subsets-random-50": lambda family, options, predicted: subsets(family, options, "random", 0.5),
+    "removals-square": lambda family, options, predicted: removals(family, options, "square", predicted),
+    "removals-random": lambda family, options, predicted: removals(family, options, "random", predicted),
+    "leave-out": lambda family, options, predicted: leave_outs(family, options),
+    "sliding": lambda family, options, predicted: sliding(family, options),
+}
+"""What can be trained of a family."""
+
+
+def predictions(family: Family, record: Retrainings) -> tuple[dict[str, TokenTable], dict[str, list[str]]]:
+    """What the base models answer to the queries, by model: as token tables, and as labels ("" where the decoding ran
+    out of room or gave no answer)."""
+    if record.queries.tolist() != family.queries.tolist():
+        raise CriError(f"record: {record.path} asks other queries; remove it, or give another name to this bank")
+    tables: dict[str, TokenTable] = {}
+    texts: dict[str, list[str]] = {}
+    for replica, name in enumerate(record.table[EXPLAINS].astype(str)):
+        table = tables[name] = record.predicted(replica, family.materials.tokens)
+        answers = []
+        for i, case in enumerate(family.queries.tolist()):
+            start, stop = int(table.prompt_lengths[i]), int(table.lengths[i]) - 1
+            text = str(family.materials.tokenizer.decode(table.ids[i, start:stop].tolist()))
+            a, b = family.task.operands[case]
+            answers.append(family.materials.format.read(family.task, a, b, text, finished=True).answer or "")
+        texts[name] = labels(answers).tolist()
+    return tables, texts
+
+
+def plan_parts(plan: str) -> tuple[str, str]:
+    """Family and kind of FAMILY/KIND; raises `CriError` for anything else."""
+    from cri.errors import unknown_name
+
+    family, _, kind = plan.partition("/")
+    if family.count(":") != 2:
+        raise CriError(f"plans: {plan!r} is not TASK:FORMAT:TOKENIZER/KIND (for example addition:direct:number/base)")
+    if kind not in PLANS:
+        raise unknown_name("plans: kind", kind, PLANS)
+    return family, kind
+
+
+def build(kind: str, family: Family, options: RetrainingBank, predicted: Mapping[str, list[str]]) -> list[Replica]:
+    """The replicas of a plan."""
+    replicas: list[Any] = list(PLANS[kind](family, options, predicted))
+    if not replicas:
+        raise CriError(f"plans: {kind} has nothing to train at this size")
+    return replicas

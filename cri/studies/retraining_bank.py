@@ -1,0 +1,170 @@
+"""Retraining ground truth: the same model trained again and again without some of its training cases.
+
+`python -m cri.studies.retraining_bank [preset] [--plans ...]` trains the plans in order (on a GPU many models at once,
+on CPU one a core) and records what the models say of the queries. A plan that is finished is kept, one that was
+interrupted goes on; the base models of a family are trained first where they are missing.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cri.cli import run_command
+from cri.config import RunConfig
+from cri.errors import CriError, out_of_range
+from cri.recipes import recipe
+
+NAME = "retraining_bank"
+
+
+@dataclass(frozen=True)
+class RetrainingBank:
+    """What to train, and at which size."""
+
+    plans: tuple[str, ...] = ()
+    """TASK:FORMAT:TOKENIZER/KIND each, in order of priority."""
+    model: str = "nano"
+    size: int = 0
+    """Grid size; 0 is the paper's."""
+    half_side: int = 10
+    """Half side of the held-out square."""
+    steps: int = 0
+    """Training steps; 0 is the recipe's."""
+    batch_size: int = 0
+    """Cases a step; 0 is the recipe's."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the base models and of the removals; the first is explained by the random subsets."""
+    n_subsets: int = 100
+    n_new_seeds: int = 2
+    """Seeds with which each subset is trained besides that of the base model."""
+    n_outside: int = 100
+    """Single cases held out outside the square."""
+    n_random_queries: int = 400
+    """Cases held out by the random split whose outputs are recorded."""
+    n_tests: int = 4
+    """Test cases of designed removals in each region of the square split; twice as many of the random split."""
+    removal_sizes: tuple[int, ...] = (60, 200)
+    """Cases removed; fewer where fewer share a step with the test case."""
+    n_random_removals: int = 3
+    """Random removals for each seed and size."""
+    leave_out_seeds: tuple[int, ...] = (0, 1, 2)
+    n_centers: int = 7
+    """Rows and columns of centres on which the square slides."""
+    sliding_seeds: tuple[int, ...] = (0,)
+    name: str = "cpu"
+    """Names the folder of records."""
+    record: Path = Path("studies") / NAME
+    """Folder of recorded tables."""
+    method: Literal["auto", "stacked", "processes"] = "auto"
+    jobs: int = 0
+    """Models trained at once on CPU; 0 is one a core."""
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for field in ("seeds", "removal_sizes", "leave_out_seeds", "sliding_seeds"):
+            values = getattr(self, field)
+            if not values or len(set(values)) != len(values) or min(values) < (field == "removal_sizes"):
+                raise out_of_range(field, values, "one or more different whole numbers")
+        for field, low in (("half_side", 1), ("n_subsets", 2), ("n_new_seeds", 0), ("n_outside", 1), ("n_tests", 1),
+                           ("n_random_queries", 1), ("n_random_removals", 1), ("n_centers", 2)):  # fmt: skip
+            if getattr(self, field) < low:
+                raise out_of_range(field, getattr(self, field), f"at least {low}")
+
+    def run_config(self, family: str) -> RunConfig:
+        """The run of a family's square split, by its recipe."""
+        task, fmt, tokenizer = family.split(":")
+        config = recipe(task, fmt, tokenizer=tokenizer, model=self.model)
+        config = config.replace(split_params={"half_side": self.half_side})
+        if self.size:
+            config = config.replace(task_params={"size": self.size})
+        changes = {"steps": self.steps, "batch_size": self.batch_size}
+        return config.replace(**{key: value for key, value in changes.items() if value})
+
+    def folder(self, family: str, kind: str) -> Path:
+        """Where the record of a plan lies."""
+        return self.record / self.name / family.replace(":", "-") / kind
+
+
+def _plans(families: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(f"{family}/{kind}" for family, kinds in families.items() for kind in kinds)
+
+
+_NUMBER, _DIGIT = "addition:direct:number", "addition:direct:digit"
+_REMOVALS = ("removals-square", "removals-random", "leave-out")
+_TASKS = ("base_addition", "linear_regression", "chicken_rabbit", "mod_addition")
+_PLANTED = _plans({f"{task}:direct:number": ("base", "removals-square") for task in ("patchwork", "digit_table")})
+PRESETS = {
+    # for 2 cores: a smaller grid, fewer steps, two seeds a subset
+    "cpu": RetrainingBank(
+        plans=(*_plans({_NUMBER: ("base", "subsets-50", *_REMOVALS)}), *_PLANTED),
+        size=30, half_side=3, steps=500, batch_size=128, n_new_seeds=1, n_outside=40, n_random_queries=100, n_tests=3,
+        removal_sizes=(20,), n_random_removals=2, n_centers=5,
+    ),
+    "gpu": RetrainingBank(
+        plans=(
+            *_plans({_NUMBER: ("base", "subsets-50", *_REMOVALS, "subsets-10"), _DIGIT: ("base", *_REMOVALS)}),
+            *_plans({_NUMBER: ("sliding", "subsets-random-50"), _DIGIT: ("subsets-50", "sliding")}),
+        ),
+        name="gpu",
+    ),
+    "planted": RetrainingBank(plans=_PLANTED, removal_sizes=(200,), name="gpu"),
+    "tasks": RetrainingBank(
+        plans=_plans({f"{task}:direct:number": ("base", *_REMOVALS) for task in _TASKS}),
+        n_tests=2, removal_sizes=(200,), n_random_removals=2, name="gpu",
+    ),
+    "scratchpad": RetrainingBank(
+        plans=_plans({"addition:scratchpad:number": ("base", "removals-square", "leave-out")}),
+        n_tests=2, removal_sizes=(200,), n_random_removals=2, leave_out_seeds=(0,), name="gpu",
+    ),
+    "test": RetrainingBank(
+        plans=_plans({_NUMBER: ("base", "subsets-50", *_REMOVALS, "sliding")}),
+        size=16, half_side=1, steps=30, batch_size=32, seeds=(0, 1), n_subsets=4, n_new_seeds=1, n_outside=6,
+        n_random_queries=10, n_tests=2, removal_sizes=(8,), n_random_removals=1, leave_out_seeds=(0,), n_centers=2,
+        name="test",
+    ),
+}  # fmt: skip
+"""`gpu`, `planted`, `tasks` and `scratchpad` fill one folder; together they take tens of minutes of an H100."""
+
+
+def run(config: RetrainingBank) -> list[Path]:
+    """Trains and records the plans in order; returns the folders of their records."""
+    from cri.attribution.retrainings import load_retrainings, retrain
+    from cri.materials import check
+    from cri.studies.bank_plans import build, make_family, plan_parts, predictions
+
+    wanted = [plan_parts(plan) for plan in config.plans]
+    if not wanted:
+        raise CriError("plans: give at least one")
+    for family in dict.fromkeys(family for family, _ in wanted):
+        check(config.run_config(family))
+    families = {}
+    folders = []
+    for name, kind in wanted:
+        started = time.perf_counter()
+        if name not in families:
+            family = make_family(name, config)
+            options = {"device": config.device, "method": config.method, "jobs": config.jobs}
+            replicas = build("base", family, config, {})
+            base = retrain(config.folder(name, "base"), family.config, replicas, family.queries, None, **options)
+            families[name] = family, options, *predictions(family, load_retrainings(base))
+        family, options, tables, predicted = families[name]
+        folder = config.folder(name, kind)
+        if kind != "base":
+            replicas = build(kind, family, config, predicted)
+            retrain(folder, family.config, replicas, family.queries, tables, **options)
+        folders.append(folder)
+        n = len(load_retrainings(folder))
+        print(f"{name}/{kind}: {n} models, {time.perf_counter() - started:.0f} s, {folder}", flush=True)
+    return folders
+
+
+def main() -> None:
+    """`python -m cri.studies.retraining_bank`."""
+    run_command(RetrainingBank, run, __doc__, presets=PRESETS, prog=f"python -m cri.studies.{NAME}")
+
+
+if __name__ == "__main__":
+    main()
