@@ -26,9 +26,16 @@ _BY_FORMAT = {
     "rfft": TrainConfig(steps=1500, batch_size=32, lr=2e-3),
 }
 
+_BY_MODEL: dict[str, dict[str, Any]] = {
+    "gpt2-shape": {"lr": 3e-4, "precision": "bf16"},
+    "gpt2-medium-shape": {"lr": 2e-4, "precision": "bf16"},
+}
+"""What the large shapes need instead: smaller steps, and a GPU."""
+
 
 def recipe(task: str, fmt: str = "direct", **fields: Any) -> RunConfig:
     """The run of `task` in format `fmt` with its settings; `fields` replace those of `RunConfig` or
     `TrainConfig`."""
     train = _RECIPES.get((task, fmt), _BY_FORMAT.get(fmt, TrainConfig()))
-    return RunConfig(task=task, format=fmt, train=train).replace(**fields)
+    config = RunConfig(task=task, format=fmt, train=train)
+    return config.replace(**(_BY_MODEL.get(fields.get("model", config.model), {}) | fields))
