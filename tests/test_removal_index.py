@@ -1,0 +1,101 @@
+"""The removal index on planted effects, and group effects on planted linear models."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cri.errors import CriError
+from cri.statistics.datamodels import resamples
+from cri.statistics.group_effects import group_effects
+from cri.statistics.groups import GROUPS
+from cri.statistics.removal_index import case_table, effects, index, index_table, paired_effects
+
+
+def outputs(near: float, step: float, noise: float, seed: int = 0, n_tests: int = 12) -> pd.DataFrame:
+    """Retrainings of `n_tests` cases with 3 seeds: removing G lowers the output by its effect."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for test_id in range(n_tests):
+        level = rng.normal(3)
+        for s in range(3):
+            drops = {"near": near, "same_step": step, "same_operand": 0.0}
+            removed = [("random", 0.0)] * 3 + list(drops.items())
+            rows += [
+                {"test_id": test_id, "region": "edge", "seed": s, "size": 60, "group": group,
+                 "output": level + s - drop + noise * rng.normal()}
+                for group, drop in removed
+            ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_effects_are_drops_beyond_random_removal():
+    table = effects(outputs(2.0, 0.5, 0.0))
+    assert (table.loc[table["group"] == "near", "delta"] - 2.0).abs().max() < 1e-12
+    assert (table.loc[table["group"] == "same_step", "delta"] - 0.5).abs().max() < 1e-12
+    assert table["noise"].max() < 1e-12
+    noisy = effects(outputs(2.0, 0.5, 0.7, n_tests=200))
+    assert np.sqrt((noisy["noise"] ** 2).mean()) == pytest.approx(0.7, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("near", "step", "reading"),
+    [(2.0, 0.0, "nearby cases"), (0.0, 2.0, "shared steps"), (0.0, 0.0, "undecided"), (1.0, 1.0, "undecided")],
+)
+def test_index_reads_planted_effects(near, step, reading):
+    row = index_table(paired_effects(effects(outputs(near, step, 0.5))), ["region", "size"]).iloc[0]
+    assert row["reading"] == reading
+    if near == step:
+        assert row["cri_low"] < 0 < row["cri_high"]
+        assert row["p_relabelled"] > 0.05
+    else:
+        assert row["cri"] * np.sign(near - step) > 0.6
+        assert row["p_relabelled"] < 0.05
+    assert row["n"] == 12
+    assert row["n_seeds"] == 3
+
+
+def test_intervals_of_the_index_without_any_effect_hold_0_as_often_as_they_say():
+    held = []
+    for seed in range(40):
+        pairs = paired_effects(effects(outputs(0.0, 0.0, 1.0, seed)))
+        row = index_table(pairs, ["region"], n_boot=400).iloc[0]
+        held.append(row["cri_low"] < 0 < row["cri_high"])
+    assert np.mean(held) > 0.85
+
+
+def test_index_of_single_cases_follows_their_noise():
+    sure = case_table(effects(outputs(2.0, 0.0, 0.1)))
+    assert (sure["cri_low"] > 0.5).all()
+    unsure = case_table(effects(outputs(0.1, 0.0, 1.0)))
+    assert ((unsure["cri_low"] < 0) & (unsure["cri_high"] > 0)).mean() > 0.8
+    assert index(0.0, 0.0) == 0
+
+
+def test_a_removal_without_its_random_control_is_refused():
+    table = outputs(1.0, 0.0, 0.1)
+    table = table[~((table["group"] == "random") & (table["seed"] == 1))]
+    with pytest.raises(CriError, match="no random removal"):
+        effects(table)
+
+
+def test_group_effects_recover_planted_worth():
+    rng = np.random.default_rng(0)
+    n_train, n_queries, n_subsets = 200, 24, 120
+    codes = rng.integers(0, len(GROUPS), size=(n_train, n_queries)).astype(np.int8)
+    codes[:, 0][codes[:, 0] == GROUPS.index("same_step")] = GROUPS.index("rest")  # a query without such cases
+    kept = np.zeros((n_subsets, n_train), dtype=bool)
+    for row in kept:
+        row[rng.choice(n_train, n_train // 2, replace=False)] = True
+    worth = {"near": 0.3, "same_answer": -0.1, "same_operand": 0.0, "same_step": 0.05, "rest": 0.0}
+    value = np.array([worth[g] for g in GROUPS])[codes]
+    out = kept @ value + 0.5 * rng.normal(size=(n_subsets, n_queries))
+    table = group_effects(codes, kept, out, resamples(n_subsets, np.arange(n_queries) // 3, 300)).set_index("group")
+    assert set(table.index) == set(GROUPS) - {"rest"}
+    for group, planted in worth.items():
+        if group == "rest":
+            continue
+        expected = 10 * planted * (23 / 24 if group == "same_step" else 1)
+        assert table.loc[group, "low"] - 0.02 <= expected <= table.loc[group, "high"] + 0.02
+        assert table.loc[group, "effect"] == pytest.approx(expected, abs=0.15)
