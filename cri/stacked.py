@@ -83,10 +83,9 @@ def check_stackable(model: PreTrainedModel) -> None:
         raise CriError("model: replicas need a model without dropout; use a preset")
 
 
-def attention_kind(sequences: int, width: int, compiled: bool = False) -> Kind:
-    """The quickest implementation that can be launched (the library's cannot beyond 65,535 sequences)."""
-    if width > SHORT and sequences <= 65_535:
-        return "library"
+def attention_kind(width: int, compiled: bool = False) -> Kind:
+    """The quickest implementation that can be launched: on a GPU, the library's takes no more than 65,535 sequences and
+    fails in the backward pass of lengths that its tiles do not divide."""
     return "sums" if compiled and width <= SHORT else "products"
 
 
@@ -115,7 +114,7 @@ class StackedForward:
         first: int,
     ) -> Float[Tensor, " replica"]:
         """Cross-entropy of each replica's own batch, summed over labelled positions from `first` on."""
-        kind = attention_kind(ids.shape[0] * ids.shape[1], ids.shape[2], self.compiled)
+        kind = attention_kind(ids.shape[2], self.compiled)
         if (first, kind) not in self._losses:
 
             def one(parameters: dict[str, Tensor], ids: Tensor, labels: Tensor) -> Tensor:
@@ -144,7 +143,7 @@ class StackedForward:
             return self._logits(parameters, ids, ids.shape[1] - first)
 
         # called with many shapes a few times each: tracing would cost more than it saves
-        kind = attention_kind(ids.shape[0] * ids.shape[1], ids.shape[2])
+        kind = attention_kind(ids.shape[2])
         with unmasked(self.template, kind), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet")
             return vmap(one)(self.layout.views(flat), ids)

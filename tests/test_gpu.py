@@ -48,9 +48,9 @@ def test_accumulation_and_checkpointing_follow_the_whole_batch():
 
 
 @pytest.mark.parametrize("model", ["nano", "nano-rope"])
-@pytest.mark.parametrize("compiled", [False, True])
-def test_stack_follows_single_runs(model, compiled):
-    config = CONFIG.replace(model=model)
+@pytest.mark.parametrize(("fmt", "compiled"), [("direct", False), ("direct", True), ("scratchpad", False)])
+def test_stack_follows_single_runs(model, fmt, compiled):
+    config = CONFIG.replace(model=model, format=fmt)
     materials = prepare(config)
     layout = Layout(materials.model)
     seeds, members = (0, 1, 2), []
