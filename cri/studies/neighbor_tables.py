@@ -252,12 +252,14 @@ def embedding(run: Run, name: str, square_test: np.ndarray, seed: int) -> pd.Dat
     vectors = collect(run.bridge, run.tokens, [site])[site]
     # exact neighbours, and without the seconds that umap's own search takes to compile
     ids, scores = nearest(vectors, vectors, min(15, len(vectors)), "euclidean")
+    threads = torch.get_num_threads()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="precomputed_knn")  # only says that new cases cannot be added
         reducer = umap.UMAP(
             n_neighbors=ids.shape[1], n_epochs=200, random_state=seed, n_jobs=1, precomputed_knn=(ids, -scores)
         )
         xy = np.asarray(reducer.fit_transform(vectors))
+    torch.set_num_threads(threads)  # numba has set its own number for the whole process: what is trained later differs
     mark = np.full(len(vectors), "", dtype=object)
     shown = square_test[~run.split.train[square_test]]
     mark[shown] = np.where(run.predictions["correct"].to_numpy(dtype=bool)[shown], "right", "wrong")
