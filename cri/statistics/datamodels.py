@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float, Int, Num
 from scipy.stats import rankdata
 
 from cri.errors import CriError, out_of_range
-from cri.statistics.intervals import LEVEL, N_BOOT, Interval, resample_counts
+from cri.statistics.intervals import LEVEL, N_BOOT, Interval, grid_blocks, resample_counts
+from cri.tasks import Task
 
 Ranks = Float[np.ndarray, "subset query"]
 PerQuery = Float[np.ndarray, "boot query"]
@@ -84,6 +85,12 @@ def resamples(n_subsets: int, block: Int[np.ndarray, " query"], n_boot: int = N_
         raise CriError("queries: all lie in one block; at least two are needed for an interval")
     ones = (np.ones((1, n_subsets), dtype=int), np.ones((1, len(block)), dtype=np.float32))
     return Resamples(np.concatenate([ones[0], subsets]), np.concatenate([ones[1], queries]))
+
+
+def query_blocks(task: Task, case_ids: Int[np.ndarray, " query"]) -> Int[np.ndarray, " query"]:
+    """`grid_blocks` of the queries; each its own where fewer than four blocks would be left (small grids)."""
+    blocks = grid_blocks(task, case_ids)
+    return blocks if len(np.unique(blocks)) >= 4 else np.arange(len(case_ids))
 
 
 def partial(xy: PerQuery, xz: PerQuery, yz: PerQuery) -> PerQuery:

@@ -144,13 +144,13 @@ def case_table(table: pd.DataFrame, *, n_draws: int = N_BOOT, level: float = LEV
 
     rng = np.random.default_rng(seed)
     keys = [c for c in ("task", "format", "tokenizer", "split", "region", "test_id", "size") if c in table]
-    noise = table.groupby(["test_id", "size"])["noise"].first()
+    noise = table.groupby(keys)["noise"].first()
     rows = []
     for key, part in paired_effects(table).groupby(keys, sort=False):
         names = dict(zip(keys, key, strict=True))
         n_seeds = part["seed"].nunique()
         near, step = float(part["near"].mean()), float(part["step"].mean())
-        sd = float(noise.loc[(names["test_id"], names["size"])]) / np.sqrt(n_seeds)
+        sd = float(noise.loc[key]) / np.sqrt(n_seeds)
         row = {**names, "near": near, "step": step, "cri": float(index(near, step))}
         drawn = index(near + sd * rng.normal(size=n_draws), step + sd * rng.normal(size=n_draws))
         row["cri_low"], row["cri_high"] = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -19,11 +19,18 @@ from cri.attribution.removals import random_removal, removal_groups
 from cri.attribution.retrainings import EXPLAINS, Retrainings
 from cri.config import RunConfig
 from cri.data import TokenTable
-from cri.errors import CriError
+from cri.errors import CriError, unknown_name
 from cri.jointly import Replica
 from cri.materials import Materials, prepare
 from cri.splits import depth, in_square, random
 from cri.statistics.groups import labels
+from cri.studies.quality_scores import (
+    Question,
+    content_scores,
+    fitted,
+    gradient_method_scores,
+    influence_scores,
+)
 from cri.tasks import Task
 
 if TYPE_CHECKING:
@@ -137,14 +144,9 @@ def subsets(family: Family, options: RetrainingBank, split: str, removed: float)
             yield Replica(seed, without(family.base[split], gone), note=note)
 
 
-def removals(
-    family: Family, options: RetrainingBank, split: str, predicted: Mapping[str, list[str]]
-) -> Iterator[Replica]:
-    """Designed removals for test cases of each region, and random ones of the same sizes, with every base seed.
-
-    Args:
-        predicted: by base model, the label it predicts for each query.
-    """
+def removals(family: Family, options: RetrainingBank, split: str, record: Retrainings) -> Iterator[Replica]:
+    """Designed removals for test cases of each region, and random ones of the same sizes, with every base seed."""
+    predicted = predictions(family, record)
     task, train = family.task, family.base[split]
     train_ids = np.flatnonzero(train)
     answers = labels(task.answers)[train_ids]
@@ -196,30 +198,69 @@ def sliding(family: Family, options: RetrainingBank) -> Iterator[Replica]:
                     yield Replica(seed, ~held, note=note)
 
 
-Builder = Callable[[Family, "RetrainingBank", Mapping[str, list[str]]], Iterator[Replica]]
+def top_k(family: Family, options: RetrainingBank, record: Retrainings) -> Iterator[Replica]:
+    """For cases outside the square that the first base model answers rightly: the `k` training cases removed that each
+    method ranks highest, or as many random ones. With the base model's seed and the first new one."""
+    train = family.base["square"]
+    train_ids = np.flatnonzero(train)
+    first = options.seeds[0]
+    name = _name("square", first)
+    model = int(np.flatnonzero(record.table[EXPLAINS] == name)[0])
+    right = family.outside[record.correct[model, family.outside]]
+    tests = np.sort(np.random.default_rng(1).permutation(right)[: 2 * options.n_tests])
+    if len(tests) == 0:
+        return
+    columns = np.searchsorted(family.queries, tests)
+    tokens = record.predicted(model, family.materials.tokens)[columns]
+    answers = [family.task.answers[i] for i in tests]  # those that are predicted
+    question = Question(family.materials, train_ids, tests, tokens, answers)
+    weights = record.bank().model(model)
+    scores = dict(content_scores(question)) | dict(gradient_method_scores(question, weights))
+    scores["EK-FAC"] = influence_scores(question, weights, fitted(question, weights), DAMPING)
+    for seed in (first, max(options.seeds) + 1):
+        for k in options.top_k:
+            for draw in range(options.n_random_removals):
+                note = {"method": "random", "test_id": -1, "k": k, EXPLAINS: name}
+                yield Replica(seed, without(train, random_removal(train_ids, k, 500 + draw)), note=note)
+            for method in TOP_K_METHODS:
+                for column, test in enumerate(tests.tolist()):
+                    # equal scores in random order
+                    ties = np.random.default_rng([test, k]).random(len(train_ids))
+                    best = np.lexsort((ties, -scores[method][:, column]))[:k]
+                    note = {"method": method, "test_id": test, "k": k, EXPLAINS: name}
+                    yield Replica(seed, without(train, train_ids[best]), note=note)
+
+
+DAMPING = 0.1
+"""Relative damping of EK-FAC, the default of `influence`."""
+TOP_K_METHODS = ("EK-FAC", "GradCos", "same_answer", "nearest_operands")
+
+Builder = Callable[[Family, "RetrainingBank", Retrainings], Iterator[Replica]]
 
 PLANS: dict[str, Builder] = {
-    "base": lambda family, options, predicted: base(family, options),
-    "subsets-50": lambda family, options, predicted: subsets(family, options, "square", 0.5),
-    "subsets-10": lambda family, options, predicted: subsets(family, options, "square", 0.1),
-    "subsets-random-50": lambda family, options, predicted: subsets(family, options, "random", 0.5),
-    "removals-square": lambda family, options, predicted: removals(family, options, "square", predicted),
-    "removals-random": lambda family, options, predicted: removals(family, options, "random", predicted),
-    "leave-out": lambda family, options, predicted: leave_outs(family, options),
-    "sliding": lambda family, options, predicted: sliding(family, options),
+    "subsets-50": lambda family, options, record: subsets(family, options, "square", 0.5),
+    "subsets-10": lambda family, options, record: subsets(family, options, "square", 0.1),
+    "subsets-random-50": lambda family, options, record: subsets(family, options, "random", 0.5),
+    "removals-square": lambda family, options, record: removals(family, options, "square", record),
+    "removals-random": lambda family, options, record: removals(family, options, "random", record),
+    "leave-out": lambda family, options, record: leave_outs(family, options),
+    "sliding": lambda family, options, record: sliding(family, options),
+    "top-k": top_k,
 }
-"""What can be trained of a family."""
+"""What can be trained of a family, given the record of its base models."""
+BASE = "base"
 
 
-def predictions(family: Family, record: Retrainings) -> tuple[dict[str, TokenTable], dict[str, list[str]]]:
-    """What the base models answer to the queries, by model: as token tables, and as labels ("" where the decoding ran
-    out of room or gave no answer)."""
-    if record.queries.tolist() != family.queries.tolist():
-        raise CriError(f"record: {record.path} asks other queries; remove it, or give another name to this bank")
-    tables: dict[str, TokenTable] = {}
+def explained_predictions(record: Retrainings, tokens: TokenTable) -> dict[str, TokenTable]:
+    """The queries with what each base model answers to them, by the model's name."""
+    return {str(name): record.predicted(i, tokens) for i, name in enumerate(record.table[EXPLAINS])}
+
+
+def predictions(family: Family, record: Retrainings) -> dict[str, list[str]]:
+    """The labels that each base model predicts for the queries, by the model's name ("" where the decoding ran out of
+    room or gave no answer)."""
     texts: dict[str, list[str]] = {}
-    for replica, name in enumerate(record.table[EXPLAINS].astype(str)):
-        table = tables[name] = record.predicted(replica, family.materials.tokens)
+    for name, table in explained_predictions(record, family.materials.tokens).items():
         answers = []
         for i, case in enumerate(family.queries.tolist()):
             start, stop = int(table.prompt_lengths[i]), int(table.lengths[i]) - 1
@@ -227,24 +268,24 @@ def predictions(family: Family, record: Retrainings) -> tuple[dict[str, TokenTab
             a, b = family.task.operands[case]
             answers.append(family.materials.format.read(family.task, a, b, text, finished=True).answer or "")
         texts[name] = labels(answers).tolist()
-    return tables, texts
+    return texts
 
 
 def plan_parts(plan: str) -> tuple[str, str]:
     """Family and kind of FAMILY/KIND; raises `CriError` for anything else."""
-    from cri.errors import unknown_name
-
     family, _, kind = plan.partition("/")
     if family.count(":") != 2:
         raise CriError(f"plans: {plan!r} is not TASK:FORMAT:TOKENIZER/KIND (for example addition:direct:number/base)")
-    if kind not in PLANS:
-        raise unknown_name("plans: kind", kind, PLANS)
+    if kind not in (BASE, *PLANS):
+        raise unknown_name("plans: kind", kind, (BASE, *PLANS))
     return family, kind
 
 
-def build(kind: str, family: Family, options: RetrainingBank, predicted: Mapping[str, list[str]]) -> list[Replica]:
-    """The replicas of a plan."""
-    replicas: list[Any] = list(PLANS[kind](family, options, predicted))
+def build(kind: str, family: Family, options: RetrainingBank, record: Retrainings) -> list[Replica]:
+    """The replicas of a plan other than `base`."""
+    if record.queries.tolist() != family.queries.tolist():
+        raise CriError(f"record: {record.path} asks other queries; remove it, or give another name to this bank")
+    replicas = list(PLANS[kind](family, options, record))
     if not replicas:
         raise CriError(f"plans: {kind} has nothing to train at this size")
     return replicas

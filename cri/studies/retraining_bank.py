@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cri.cli import run_command
 from cri.config import RunConfig
@@ -54,6 +54,8 @@ class RetrainingBank:
     n_centers: int = 7
     """Rows and columns of centres on which the square slides."""
     sliding_seeds: tuple[int, ...] = (0,)
+    top_k: tuple[int, ...] = (20, 80, 320)
+    """How many of the highest-scored training cases are removed."""
     name: str = "cpu"
     """Names the folder of records."""
     record: Path = Path("studies") / NAME
@@ -64,9 +66,10 @@ class RetrainingBank:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for field in ("seeds", "removal_sizes", "leave_out_seeds", "sliding_seeds"):
+        for field in ("seeds", "removal_sizes", "leave_out_seeds", "sliding_seeds", "top_k"):
             values = getattr(self, field)
-            if not values or len(set(values)) != len(values) or min(values) < (field == "removal_sizes"):
+            low = 1 if field in ("removal_sizes", "top_k") else 0
+            if not values or len(set(values)) != len(values) or min(values) < low:
                 raise out_of_range(field, values, "one or more different whole numbers")
         for field, low in (("half_side", 1), ("n_subsets", 2), ("n_new_seeds", 0), ("n_outside", 1), ("n_tests", 1),
                            ("n_random_queries", 1), ("n_random_removals", 1), ("n_centers", 2)):  # fmt: skip
@@ -99,14 +102,14 @@ _PLANTED = _plans({f"{task}:direct:number": ("base", "removals-square") for task
 PRESETS = {
     # for 2 cores: a smaller grid, fewer steps, two seeds a subset
     "cpu": RetrainingBank(
-        plans=(*_plans({_NUMBER: ("base", "subsets-50", *_REMOVALS)}), *_PLANTED),
+        plans=(*_plans({_NUMBER: ("base", "subsets-50", *_REMOVALS, "top-k")}), *_PLANTED),
         size=30, half_side=3, steps=500, batch_size=128, n_new_seeds=1, n_outside=40, n_random_queries=100, n_tests=3,
-        removal_sizes=(20,), n_random_removals=2, n_centers=5,
+        removal_sizes=(20,), n_random_removals=2, n_centers=5, top_k=(5, 20, 80),
     ),
     "gpu": RetrainingBank(
         plans=(
             *_plans({_NUMBER: ("base", "subsets-50", *_REMOVALS, "subsets-10"), _DIGIT: ("base", *_REMOVALS)}),
-            *_plans({_NUMBER: ("sliding", "subsets-random-50"), _DIGIT: ("subsets-50", "sliding")}),
+            *_plans({_NUMBER: ("sliding", "top-k", "subsets-random-50"), _DIGIT: ("subsets-50", "sliding")}),
         ),
         name="gpu",
     ),
@@ -120,9 +123,10 @@ PRESETS = {
         n_tests=2, removal_sizes=(200,), n_random_removals=2, leave_out_seeds=(0,), name="gpu",
     ),
     "test": RetrainingBank(
-        plans=_plans({_NUMBER: ("base", "subsets-50", *_REMOVALS, "sliding")}),
+        plans=_plans({_NUMBER: ("base", "subsets-50", *_REMOVALS, "sliding", "top-k")}),
         size=16, half_side=1, steps=30, batch_size=32, seeds=(0, 1), n_subsets=4, n_new_seeds=1, n_outside=6,
         n_random_queries=10, n_tests=2, removal_sizes=(8,), n_random_removals=1, leave_out_seeds=(0,), n_centers=2,
+        top_k=(4,),
         name="test",
     ),
 }  # fmt: skip
@@ -133,7 +137,7 @@ def run(config: RetrainingBank) -> list[Path]:
     """Trains and records the plans in order; returns the folders of their records."""
     from cri.attribution.retrainings import load_retrainings, retrain
     from cri.materials import check
-    from cri.studies.bank_plans import build, make_family, plan_parts, predictions
+    from cri.studies.bank_plans import BASE, base, build, explained_predictions, make_family, plan_parts
 
     wanted = [plan_parts(plan) for plan in config.plans]
     if not wanted:
@@ -142,18 +146,19 @@ def run(config: RetrainingBank) -> list[Path]:
         check(config.run_config(family))
     families = {}
     folders = []
+    options: dict[str, Any] = {"device": config.device, "method": config.method, "jobs": config.jobs}
     for name, kind in wanted:
         started = time.perf_counter()
         if name not in families:
             family = make_family(name, config)
-            options = {"device": config.device, "method": config.method, "jobs": config.jobs}
-            replicas = build("base", family, config, {})
-            base = retrain(config.folder(name, "base"), family.config, replicas, family.queries, None, **options)
-            families[name] = family, options, *predictions(family, load_retrainings(base))
-        family, options, tables, predicted = families[name]
+            models = list(base(family, config))
+            path = retrain(config.folder(name, BASE), family.config, models, family.queries, None, **options)
+            families[name] = family, load_retrainings(path)
+        family, record = families[name]
         folder = config.folder(name, kind)
-        if kind != "base":
-            replicas = build(kind, family, config, predicted)
+        if kind != BASE:
+            replicas = build(kind, family, config, record)
+            tables = explained_predictions(record, family.materials.tokens)
             retrain(folder, family.config, replicas, family.queries, tables, **options)
         folders.append(folder)
         n = len(load_retrainings(folder))

@@ -1,0 +1,177 @@
+"""Effects of removals, the removal index, leave-X-out designs, attribution quality."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cri.plots.style import GROUP_COLORS, new_axes, require_columns
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+
+def _whiskers(table: pd.DataFrame, value: str, low: str = "low", high: str = "high") -> np.ndarray:
+    """Lengths below and above a value, [2, row], none negative or NaN."""
+    x = table[value].to_numpy(dtype=float)
+    ends = np.stack([x - table[low].to_numpy(dtype=float), table[high].to_numpy(dtype=float) - x])
+    return np.nan_to_num(np.maximum(ends, 0))
+
+
+def removal_effects(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool = True) -> Axes:
+    """Effect of removing each group, by region, with intervals.
+
+    Args:
+        table: one row a region and group: `region` (in the order to draw), `group`, `estimate`, `low`, `high`: the
+            drop of the log-odds beyond that after a random removal of the same size.
+    """
+    require_columns(table, ("region", "group", "estimate", "low", "high"))
+    ax = new_axes(ax)
+    regions = list(dict.fromkeys(table["region"]))
+    groups = [g for g in GROUP_COLORS if g in set(table["group"])]
+    for i, group in enumerate(groups):
+        rows = table[table["group"] == group].set_index("region").reindex(regions)
+        x = np.arange(len(regions)) + (i - (len(groups) - 1) / 2) * 0.16
+        ax.errorbar(
+            x, rows["estimate"], yerr=_whiskers(rows, "estimate"), color=GROUP_COLORS[group], marker="o",
+            markersize=3.5, linestyle="none", elinewidth=1.2, label=group.replace("_", " "),
+        )  # fmt: skip
+    ax.axhline(0, color="0.5", linewidth=0.8, linestyle=":")
+    ax.set_xticks(range(len(regions)), regions)
+    ax.set_xlim(-0.5, len(regions) - 0.5)
+    ax.set_ylabel("drop of log-odds beyond random")
+    if legend:
+        ax.legend(loc="best")
+    return ax
+
+
+def index_strip(means: pd.DataFrame, cases: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """The removal index of several models: single test cases as dots, mean effects' index with its interval.
+
+    Args:
+        means: one row a model, top to bottom: `name`, `cri`, `cri_low`, `cri_high`.
+        cases: one row a test case: `name`, `cri`; models without single cases may be missing.
+    """
+    require_columns(means, ("name", "cri", "cri_low", "cri_high"))
+    ax = new_axes(ax)
+    names = means["name"].tolist()
+    for i, name in enumerate(names):
+        dots = cases.loc[cases["name"] == name, "cri"].to_numpy(dtype=float)
+        spread = ((np.arange(len(dots)) * 0.618) % 1 - 0.5) * 0.5  # evenly, in no order
+        ax.scatter(dots, i + spread, s=7, color="#88AACC", linewidths=0, zorder=1)
+    ax.errorbar(
+        means["cri"], np.arange(len(names)), xerr=_whiskers(means, "cri", "cri_low", "cri_high"), color="black",
+        marker="D", markersize=4, linestyle="none", elinewidth=1.4, zorder=3,
+    )  # fmt: skip
+    ax.axvline(0, color="0.5", linewidth=0.8, linestyle=":")
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_xlim(-1.05, 1.05)
+    ax.set_xlabel("← shared steps      removal index      nearby cases →")
+    return ax
+
+
+def design_accuracy(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Accuracy on the held-out cases themselves, by leave-X-out design: one dot a seed, the mean as a bar.
+
+    Args:
+        table: one row a design and seed: `design` (in the order to draw), `accuracy`, `unseen` (share of the held-out
+            cases with a rule step that is never trained), `n_held_out`.
+    """
+    require_columns(table, ("design", "accuracy", "unseen", "n_held_out"))
+    ax = new_axes(ax)
+    designs = list(dict.fromkeys(table["design"]))
+    for i, design in enumerate(designs):
+        rows = table[table["design"] == design]
+        y = rows["accuracy"].to_numpy(dtype=float)
+        ax.bar(i, y.mean(), width=0.7, color="#D7DEE6")
+        ax.scatter(i + np.linspace(-0.15, 0.15, len(y)), y, s=11, color="#0072B2", zorder=3, linewidths=0)
+        ax.text(i, 1.03, f"{rows['unseen'].mean():.0%}", ha="center", va="bottom", fontsize=6, color="0.35")
+    ax.text(-0.7, 1.09, "held-out cases with a step never trained:", fontsize=6, color="0.35", va="bottom")
+    ax.set_xticks(range(len(designs)), designs, rotation=30, ha="right")
+    ax.set_xlim(-0.7, len(designs) - 0.3)
+    ax.set_ylim(0, 1.0)
+    ax.set_ylabel("accuracy on the held-out cases")
+    return ax
+
+
+def quality_bars(
+    table: pd.DataFrame, ax: Axes | None = None, *, ceiling: float | None = None, value: str = "lds"
+) -> Axes:
+    """LDS (or gain, or partial LDS) of each method with intervals.
+
+    Args:
+        table: one row a method, top to bottom: `name`, `content` (asks no model), `value`, `{value}_low`,
+            `{value}_high`.
+        ceiling: the noise ceiling, drawn as a line.
+        value: the column to draw.
+    """
+    require_columns(table, ("name", "content", value, f"{value}_low", f"{value}_high"))
+    ax = new_axes(ax)
+    y = np.arange(len(table))
+    colors = np.where(table["content"].to_numpy(dtype=bool), "#999999", "#0072B2")
+    ax.barh(y, table[value], color=colors.tolist(), height=0.65, alpha=0.55)
+    ax.errorbar(
+        table[value], y, xerr=_whiskers(table, value, f"{value}_low", f"{value}_high"), color="black", marker="none",
+        linestyle="none", elinewidth=1.0,
+    )  # fmt: skip
+    if ceiling is not None:
+        ax.axvline(ceiling, color="#D55E00", linewidth=1.0, linestyle="--")
+        ax.text(ceiling, -0.75, "noise ceiling", color="#D55E00", fontsize=6, ha="center", va="bottom")
+    ax.axvline(0, color="0.5", linewidth=0.8)
+    ax.set_yticks(y, table["name"])
+    ax.set_ylim(len(table) - 0.5, -0.5)
+    return ax
+
+
+def flip_curves(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Share of right answers that are lost after removing the k highest-scored training cases, by method.
+
+    Args:
+        table: one row a method and k: `name`, `k`, `lost`, `low`, `high`.
+    """
+    require_columns(table, ("name", "k", "lost", "low", "high"))
+    ax = new_axes(ax)
+    styles = ("o-", "s--", "^-", "D:", "v-.", "P-", "X--")
+    palette = ("#0072B2", "#CC6677", "#117733", "#332288", "#999999", "#D55E00", "#DDAA33")
+    for (name, rows), style, color in zip(table.groupby("name", sort=False), styles, palette, strict=False):
+        rows = rows.sort_values("k")
+        ax.plot(rows["k"], rows["lost"], style, color=color, markersize=3.5, label=str(name))
+        ax.fill_between(rows["k"], rows["low"], rows["high"], color=color, alpha=0.1, linewidth=0)
+    ax.set_xscale("log")
+    ticks = sorted(table["k"].unique().tolist())
+    ax.set_xticks(ticks, [str(k) for k in ticks])
+    ax.minorticks_off()
+    ax.set_ylim(-0.03, 1.03)
+    ax.set_xlabel("training cases removed")
+    ax.set_ylabel("right answers lost")
+    ax.legend(loc="best")
+    return ax
+
+
+def sliding_map(table: pd.DataFrame, ax: Axes | None = None, *, axis_names: tuple[str, str] = ("a", "b")) -> Axes:
+    """Accuracy in a held-out square by the place of its centre.
+
+    Args:
+        table: one row a centre: `center_row`, `center_col`, `accuracy`.
+        axis_names: what rows and columns are (`Task.axis_names`).
+    """
+    require_columns(table, ("center_row", "center_col", "accuracy"))
+    ax = new_axes(ax)
+    grid = table.pivot_table(index="center_row", columns="center_col", values="accuracy")
+    image = ax.imshow(grid.to_numpy(), cmap="viridis", vmin=0, vmax=1, interpolation="nearest", origin="upper")
+    for i, row in enumerate(grid.to_numpy()):
+        for j, value in enumerate(row):
+            if np.isfinite(value):
+                ax.text(j, i, f"{value:.2f}".lstrip("0") if value < 0.995 else "1", ha="center", va="center", fontsize=6,
+                        color="white" if value < 0.6 else "black")  # fmt: skip
+    ax.set_xticks(range(grid.shape[1]), [str(c) for c in grid.columns])
+    ax.set_yticks(range(grid.shape[0]), [str(r) for r in grid.index])
+    ax.set_ylabel(f"centre: {axis_names[0]}")
+    ax.set_xlabel(f"centre: {axis_names[1]}")
+    bar = ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.03)
+    bar.set_label("accuracy in the square")
+    bar.outline.set_linewidth(0.5)
+    return ax

@@ -1,0 +1,131 @@
+"""Tables and figures of `leave_x_out`, from recorded retrainings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cri import plots
+from cri.attribution.baselines import grid_distance
+from cri.attribution.retrainings import Retrainings, load_retrainings
+from cri.coverage import step_coverage
+from cri.plots.removals import design_accuracy, sliding_map
+from cri.runs import read_json
+from cri.splits import Split
+from cri.statistics import wilson
+from cri.studies.removal_tables import family_records
+from cri.tasks import Task, make_task
+
+FAMILY = ["task", "format", "tokenizer"]
+
+
+def _names(record: Retrainings) -> dict[str, str]:
+    return {name: getattr(record.config, name) for name in FAMILY}
+
+
+def held_out_cases(record: Retrainings, task: Task) -> pd.DataFrame:
+    """One row a held-out case of every model: `correct`, `unseen` (it has a rule step that no training case executes),
+    `distance` to the nearest training case on the grid, `same_answer` (training cases with its answer), and the
+    columns of the record's table."""
+    notes = [c for c in ("design", "center_row", "center_col", "seed", "train_acc") if c in record.table]
+    parts = []
+    for i, row in enumerate(record.table[notes].to_dict("records")):
+        held = np.flatnonzero(~record.train[i])
+        coverage = step_coverage(task, Split(record.train[i], {}))
+        train = np.flatnonzero(record.train[i])
+        distance = grid_distance(task, train, held).min(axis=0)
+        answers = np.array(task.answers)
+        found, counts = np.unique(answers[train], return_counts=True)
+        known = dict(zip(found.tolist(), counts.tolist(), strict=True))
+        cells = {
+            "case_id": held,
+            "correct": record.correct[i, held],
+            "unseen": coverage["n_unseen"].to_numpy()[held] > 0,
+            "distance": distance,
+            "same_answer": [known.get(answer, 0) for answer in answers[held].tolist()],
+        }
+        parts.append(pd.DataFrame(cells).assign(**row))
+    return pd.concat(parts, ignore_index=True).assign(**_names(record))
+
+
+def design_table(cells: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Accuracy on the held-out cases of each model and what they have in common."""
+    table = cells.groupby([*FAMILY, *by, "seed"], sort=False).agg(
+        accuracy=("correct", "mean"), unseen=("unseen", "mean"), distance=("distance", "mean"),
+        same_answer=("same_answer", "mean"), train_accuracy=("train_acc", "first"), n_held_out=("correct", "size"),
+    )  # fmt: skip
+    return table.reset_index()
+
+
+def coverage_table(cells: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy by design, by whether a step was never trained, and by distance to the nearest training case: locality
+    and step coverage held apart. Wilson intervals take the cases as independent, so they are too narrow."""
+    bins = [0, 1, 3, 6, np.inf]
+    near = pd.cut(cells["distance"], bins, labels=["1", "2-3", "4-6", "7+"])
+    rows = []
+    for key, part in cells.assign(distance=near).groupby(
+        [*FAMILY, "design", "unseen", "distance"], observed=True, sort=False
+    ):
+        low, high = wilson(int(part["correct"].sum()), len(part))
+        names = dict(zip([*FAMILY, "design", "unseen", "distance"], key, strict=True))
+        rows.append({**names, "accuracy": part["correct"].mean(), "low": low, "high": high, "n": len(part)})
+    return pd.DataFrame(rows)
+
+
+def compute(folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, list[str]]]:
+    """All tables of a bank's folder, and the names of each task's axes."""
+    designs, slides = [], []
+    axis_names = {}
+    for pattern, into in (("leave-out", designs), ("sliding", slides)):
+        for _, path in family_records(folder, pattern):
+            record = load_retrainings(path)
+            task = make_task(record.config.task, **record.config.task_params)
+            axis_names[task.name] = list(task.axis_names)
+            into.append(held_out_cases(record, task))
+    cells = pd.concat(designs, ignore_index=True)
+    table = design_table(cells, ["design"])
+    summary = table.groupby([*FAMILY, "design"], sort=False).agg(
+        accuracy=("accuracy", "mean"), lowest=("accuracy", "min"), highest=("accuracy", "max"), unseen=("unseen", "mean"),
+        distance=("distance", "mean"), same_answer=("same_answer", "mean"), n_held_out=("n_held_out", "mean"),
+        train_accuracy=("train_accuracy", "mean"), n_seeds=("seed", "nunique"),
+    )  # fmt: skip
+    tables = {"designs": table, "summary": summary.reset_index(), "coverage": coverage_table(cells)}
+    if slides:
+        tables["sliding"] = design_table(pd.concat(slides, ignore_index=True), ["center_row", "center_col"])
+    return tables, axis_names
+
+
+def draw(tables: Path, figures: Path) -> list[Path]:
+    """Draws the figures from the tables in a folder; returns the files written."""
+    manifest = read_json(tables / "manifest.json")
+    designs = pd.read_csv(tables / "designs.csv")
+    prefix = f"leave_x_out_{tables.name}"
+    out = []
+    with plots.style():
+        families = list(designs.groupby(FAMILY, sort=False))
+        n_cols = min(3, len(families))
+        n_rows = -(-len(families) // n_cols)
+        fig, axes = plots.figure(n_rows, n_cols, (3.3, 2.5))
+        for ax in axes.flat[len(families) :]:
+            ax.set_visible(False)
+        for ax, (key, part) in zip(axes.flat, families, strict=False):
+            design_accuracy(part, ax)
+            n_seeds, n = part["seed"].nunique(), int(part["n_held_out"].max())
+            ax.set_title(f"{_title(key)}\n{n} cases held out, {n_seeds} seeds", pad=14)
+        out += plots.save_figure(fig, figures / f"{prefix}_designs")
+        if (tables / "sliding.csv").exists():
+            slides = list(pd.read_csv(tables / "sliding.csv").groupby(FAMILY, sort=False))
+            fig, axes = plots.figure(1, len(slides), (3.1, 2.7))
+            for ax, (key, part) in zip(axes[0], slides, strict=True):
+                sliding_map(part, ax, axis_names=tuple(manifest["axis_names"][key[0]]))
+                seeds = part["seed"].nunique()
+                ax.set_title(f"{_title(key)}, {seeds} seed{'s' * (seeds > 1)}")
+            out += plots.save_figure(fig, figures / f"{prefix}_sliding")
+    return out
+
+
+def _title(key: tuple[str, ...]) -> str:
+    task, fmt, tokenizer = key
+    return f"{task.replace('_', ' ')}, {fmt}, {tokenizer} tokens"

@@ -1,0 +1,85 @@
+"""Locality or step coverage: where does a model fail when as many cases are held out in another way?
+
+`python -m cri.studies.leave_x_out [preset] [--option ...]` takes the recorded retrainings of
+`cri.studies.retraining_bank` (and makes them where none are recorded): a square, scattered crossings, rows, columns,
+bands, whole answers, whole rule steps, random cases, each of the square's size; and the square slid over the grid.
+Measured is the accuracy on the held-out cases themselves.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from cri.cli import run_command
+from cri.errors import unknown_name
+from cri.studies import retraining_bank
+from cri.studies.counterfactual_removal import code_hash, recorded, sources
+
+NAME = "leave_x_out"
+MANIFEST = "manifest.json"
+PLANS = ("leave-out", "sliding")
+
+
+@dataclass(frozen=True)
+class LeaveXOut:
+    """Which retrainings to read."""
+
+    bank: str = "cpu"
+    """Preset of `retraining_bank` whose records are read, and made where there are none; it names the folder of tables
+    and the figures."""
+    records: Path = Path("studies") / retraining_bank.NAME
+    """Folder of recorded retrainings."""
+    record: Path = Path("studies") / NAME
+    """Folder of recorded tables."""
+    figures: Path = Path("figures")
+    jobs: int = 0
+    """Models trained at once on CPU; 0 is one a core."""
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.bank not in retraining_bank.PRESETS:
+            raise unknown_name("bank", self.bank, retraining_bank.PRESETS)
+
+
+PRESETS = {"cpu": LeaveXOut(), "gpu": LeaveXOut(bank="gpu"), "test": LeaveXOut(bank="test")}
+
+
+def run(config: LeaveXOut) -> list[Path]:
+    """Makes tables and figures, prints accuracy by design, returns the figures' paths."""
+    from cri.runs import MARKER, locked, mark_complete, provenance, write_json, write_text
+    from cri.studies.leave_out_tables import compute, draw
+
+    started = time.perf_counter()
+    source = recorded(config, PLANS[0])
+    folder = config.record / config.bank
+    tables, axis_names = compute(source)
+    with locked(folder):
+        (folder / MARKER).unlink(missing_ok=True)
+        for name, table in tables.items():
+            write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.5g"))
+        facts = {
+            "bank": config.bank,
+            "axis_names": axis_names,
+            "records": {name: mark for plan in PLANS for name, mark in sources(source, plan).items()},
+            "code": code_hash("leave_out_tables.py"),
+            "seconds": round(time.perf_counter() - started, 1),
+        }
+        write_json(folder / MANIFEST, {**facts, **provenance()})
+        mark_complete(folder, [MANIFEST, *(f"{name}.csv" for name in tables)])
+    figures = draw(folder, config.figures)
+    print(
+        f"\nAccuracy on the held-out cases\n{tables['summary'].to_string(index=False, float_format=lambda x: f'{x:.3f}')}"
+    )
+    print("\nTables", folder, "\nFigures", *figures, sep="\n  ")
+    return figures
+
+
+def main() -> None:
+    """`python -m cri.studies.leave_x_out`."""
+    run_command(LeaveXOut, run, __doc__, presets=PRESETS, prog=f"python -m cri.studies.{NAME}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The figures of `counterfactual_removal`, drawn from its recorded tables, without a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cri import plots
+from cri.plots.removals import index_strip, removal_effects
+from cri.tasks import PLANTED
+
+FAMILY = ["task", "format", "tokenizer", "split"]
+_PLANTED_NAMES = {"patchwork": "planted: cases only", "digit_table": "planted: steps only"}
+
+
+def _title(key: dict[str, str]) -> str:
+    task = _PLANTED_NAMES.get(key["task"], key["task"].replace("_", " "))
+    how = f"{key['format']}, {key['tokenizer']} tokens" if key["task"] not in PLANTED else ""
+    return ", ".join(
+        part for part in (task, how, f"{key['split']} split" if key["task"] not in PLANTED else "") if part
+    )
+
+
+def _families(table: pd.DataFrame) -> list[tuple[dict[str, str], pd.DataFrame]]:
+    """Planted ones last."""
+    found = [(dict(zip(FAMILY, key, strict=True)), part) for key, part in table.groupby(FAMILY, sort=False)]
+    return sorted(found, key=lambda item: item[0]["task"] in PLANTED)
+
+
+def _effects(groups: pd.DataFrame, target: str) -> Any:
+    """One row of panels a size, one column a family."""
+    groups = groups[groups["target"] == target]
+    families = _families(groups)
+    sizes = sorted(groups["size"].unique().tolist())
+    widths = [max(part["region"].nunique(), 1.6) for _, part in families]
+    fig, axes = plots.figure(len(sizes), len(families), (2.5, 2.0), width_ratios=widths)
+    for j, (key, part) in enumerate(families):
+        for i, size in enumerate(sizes):
+            ax, rows = axes[i, j], part[part["size"] == size]
+            if len(rows) == 0:
+                ax.set_visible(False)
+                continue
+            removal_effects(rows, ax, legend=False)
+            name, _, rest = _title(key).partition(", ")
+            ax.set_title(f"{name}\n{rest}" if i == 0 or not axes[i - 1, j].get_visible() else "")
+            counts = rows["n_removed"].mean()
+            ax.set_xlabel(
+                f"≤ {size} removed (mean {counts:.0f}), {int(rows['n_tests'].max())} cases, {int(rows['n_runs'].max())} seeds"
+            )
+            ax.set_ylabel("drop of log-odds\nbeyond random" if j == 0 else "")
+    handles, names = next(ax.get_legend_handles_labels() for ax in axes.flat if ax.get_visible())
+    fig.legend(handles, names, loc="outside lower center", ncols=4)
+    return fig
+
+
+def _index(index: pd.DataFrame, cases: pd.DataFrame) -> Any:
+    """Calibration above, the models below: one panel, largest size of each family."""
+    index = index[index["target"] == "prediction"]
+    largest = index.groupby(FAMILY)["size"].transform("max")
+    index = index[index["size"] == largest]
+    several = index.groupby([*FAMILY, "model"])["region"].transform("nunique") > 1
+    rows = []
+    for planted in (True, False):
+        part = index[(index["task"].isin(PLANTED) == planted) & (index["model"] == "trained")]
+        rows.append(part[~several | ((part["region"] == "all") if planted else (part["region"] != "all"))])
+    controls = index[(index["model"] != "trained") & ~index["task"].isin(PLANTED)]
+    controls = controls[~several | (controls["region"] == "all")]
+    table = pd.concat([rows[0], controls, rows[1]], ignore_index=True)
+    names = []
+    for row in table.to_dict("records"):
+        where = "" if row["region"] in ("all", "random") else f", {row['region']}"
+        control = "" if row["model"] == "trained" else f"{row['model']}: "
+        names.append(f"{control}{_title(row)}{where} (n = {row['n']})")
+    table["name"] = names
+    keys = [*FAMILY, "size"]
+    dots = cases[cases["target"] == "prediction"].merge(
+        table[table["model"] == "trained"][[*keys, "region", "name"]], on=keys
+    )
+    dots = dots[(dots["region_y"] == "all") | (dots["region_x"] == dots["region_y"])]
+    fig, axes = plots.figure(1, 1, (6.0, 0.6 + 0.24 * len(table)))
+    index_strip(table, dots, axes[0, 0])
+    return fig
+
+
+def draw(tables: Path, figures: Path) -> list[Path]:
+    """Draws every figure of the study from the tables in a folder; returns the files written."""
+    t = {p.stem: pd.read_csv(p) for p in sorted(tables.glob("*.csv"))}
+    cases = t["cases"]
+    if "cases_other" in t:
+        other = t["cases_other"].rename(columns={"index": "cri", "index_low": "cri_low", "index_high": "cri_high"})
+        cases = pd.concat([cases, other], ignore_index=True)
+    prefix = f"counterfactual_removal_{tables.name}"
+    with plots.style():
+        drawn = {"effects": _effects(t["groups"], "prediction"), "index": _index(t["index"], cases)}
+        return [path for name, fig in drawn.items() for path in plots.save_figure(fig, figures / f"{prefix}_{name}")]

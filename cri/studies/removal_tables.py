@@ -1,0 +1,245 @@
+"""The tables of `counterfactual_removal`, from recorded retrainings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from cri import statistics
+from cri.attribution.retrainings import EXPLAINS, TARGETS, Retrainings, load_retrainings, log_odds
+from cri.bank import stacked_scores
+from cri.errors import CriError
+from cri.jointly import initial_of
+from cri.materials import Materials, prepare
+from cri.runs import is_complete
+from cri.stacked import Layout, StackedForward
+from cri.statistics.datamodels import query_blocks, resamples
+from cri.statistics.group_effects import group_effects
+from cri.statistics.removal_index import RANDOM, case_table, effects, index_table, paired_effects
+from cri.tasks import PLANTED
+
+if TYPE_CHECKING:
+    from cri.data import TokenTable
+
+FAMILY = ["task", "format", "tokenizer", "split"]
+KEYS = [*FAMILY, "target", "region", "size"]
+EVERYWHERE = "all"
+"""The region of all test cases of a split together."""
+CONTROLS = ("untrained", "relabelled")
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """The designed removals of one family and split, and its base models."""
+
+    names: dict[str, str]
+    base: Retrainings
+    removals: Retrainings
+
+
+def family_records(folder: Path, prefix: str) -> Iterator[tuple[Path, Path]]:
+    """(base, record) folders of all finished records below a bank's folder whose plan begins with `prefix`."""
+    for path in sorted(folder.glob(f"*/{prefix}*")):
+        if is_complete(path) and is_complete(path.parent / "base"):
+            yield path.parent / "base", path
+
+
+def subjects(folder: Path) -> list[Subject]:
+    """All recorded removals of a bank."""
+    found = []
+    for base, path in family_records(folder, "removals-"):
+        record = load_retrainings(path)
+        config = record.config
+        names = {"task": config.task, "format": config.format, "tokenizer": config.tokenizer}
+        split = str(record.table["split"].iloc[0])
+        found.append(Subject({**names, "split": split}, load_retrainings(base), record))
+    if not found:
+        raise CriError(f"bank: {folder} holds no designed removals; python -m cri.studies.retraining_bank makes them")
+    return found
+
+
+def outputs_table(record: Retrainings, values: np.ndarray, target: str) -> pd.DataFrame:
+    """One row a retraining and test case it concerns: a designed removal concerns its own, a random one all of the
+    same seed and size.
+
+    Args:
+        values: output of each query, [replica, query].
+    """
+    table = record.table
+    tests = table.loc[table["group"] != RANDOM, ["test_id", "region"]].drop_duplicates("test_id")
+    column = {test: int(np.searchsorted(record.queries, test)) for test in tests["test_id"].astype(int)}
+    regions = dict(zip(tests["test_id"].astype(int), tests["region"], strict=True))
+    rows = []
+    for i, row in enumerate(table.to_dict("records")):
+        concerned = list(column) if row["group"] == RANDOM else [int(row["test_id"])]
+        notes = {name: row[name] for name in ("seed", "size", "group", "n_removed")}
+        rows += [
+            {"target": target, "region": regions[test], "test_id": test, **notes, "output": values[i, column[test]],
+             "right": bool(record.correct[i, test])}
+            for test in concerned
+        ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def untrained_outputs(subject: Subject, materials: Materials, tables: dict[str, TokenTable]) -> np.ndarray:
+    """Log-odds of the explained predictions by fresh random initialisations, one for every retraining of the record:
+    what removals seem to do where nothing was learnt. [replica, query]."""
+    template = materials.model.requires_grad_(False)
+    layout = Layout(template)
+    forward = StackedForward(template, layout, "fp32")
+    record = subject.removals
+    rows = np.arange(len(record.queries))
+    out = np.zeros((len(record), len(rows)))
+    for i, name in enumerate(record.table[EXPLAINS].astype(str)):
+        flat = layout.flatten(initial_of(materials, 100_000 + i))[None]
+        out[i] = log_odds(stacked_scores(forward, flat, tables[name], rows).loss[0])
+    return out
+
+
+def with_everywhere(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with all its rows again as region `all`, where a split has several regions."""
+    several = table.groupby(FAMILY)["region"].transform("nunique") > 1
+    return pd.concat([table, table[several].assign(region=EVERYWHERE)], ignore_index=True)
+
+
+def relabelled(pairs: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """`near` and `step` exchanged at random for each test case and size."""
+    keys = pd.util.hash_pandas_object(pairs[["test_id", "size"]], index=False).to_numpy()
+    unique, inverse = np.unique(keys, return_inverse=True)
+    swap = (np.random.default_rng(seed).random(len(unique)) < 0.5)[inverse]
+    return pairs.assign(
+        near=np.where(swap, pairs["step"], pairs["near"]), step=np.where(swap, pairs["near"], pairs["step"])
+    )
+
+
+def base_table(subject: Subject) -> pd.DataFrame:
+    """Accuracy of the base models: on their training cases, the square and the held-out queries."""
+    record = subject.base
+    mine = record.table["split"] == subject.names["split"]
+    held = {"train": record.train[mine], "held out": ~record.train[mine]}
+    rows = []
+    for part, masks in held.items():
+        for (_, row), mask, right in zip(record.table[mine].iterrows(), masks, record.correct[mine], strict=True):
+            accuracy = float(right[mask].mean())
+            rows.append(
+                {**subject.names, "seed": int(row["seed"]), "part": part, "n": int(mask.sum()), "accuracy": accuracy}
+            )
+    return pd.DataFrame(rows)
+
+
+def group_table(table: pd.DataFrame, **options: Any) -> pd.DataFrame:
+    """Mean effect of each group's removal, with intervals over seeds and test cases."""
+    table = with_everywhere(table).rename(columns={"seed": "run"})
+    table["block"] = table["test_id"]
+    means = statistics.estimate(table, "delta", [*KEYS, "group"], **options)
+    sizes = table.groupby([*KEYS, "group"], sort=False).agg(n_removed=("n_removed", "mean"), right=("right", "mean"))
+    tests = table.groupby([*KEYS, "group"], sort=False)["test_id"].nunique().rename("n_tests")
+    return means.rename(columns={"n": "n_retrainings"}).merge(sizes.join(tests).reset_index(), on=[*KEYS, "group"])
+
+
+def dose_table(folder: Path, **options: Any) -> pd.DataFrame:
+    """Effects of groups estimated from random subsets (`statistics.group_effects`), by region of the queries."""
+    parts = []
+    for base_path, path in family_records(folder, "subsets-"):
+        record, base = load_retrainings(path), load_retrainings(base_path)
+        first = record.table[EXPLAINS].iloc[0]
+        split = str(record.table["split"].iloc[0])
+        train = base.train[base.table[EXPLAINS] == first][0]
+        parts.append(_doses(record, train, split, **options))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _doses(record: Retrainings, train: np.ndarray, split: str, **options: Any) -> pd.DataFrame:
+    materials = prepare(record.config)
+    task = materials.task
+    square = materials.split.test
+    held = ~train[record.queries]
+    inside = square[record.queries]
+    regions = {"square": held & inside, "outside": held & ~inside} if split == "square" else {"random": held}
+    order = record.table.sort_values(["seed", "subset"])
+    seeds = order["seed"].unique()
+    train_ids = np.flatnonzero(train)
+    by_seed = [order.index[order["seed"] == seed].to_numpy() for seed in seeds]
+    kept = record.train[by_seed[0]][:, train_ids]
+    names = {"task": record.config.task, "format": record.config.format, "tokenizer": record.config.tokenizer}
+    parts = []
+    for region, mask in regions.items():
+        if mask.sum() < 2:
+            continue
+        test_ids = record.queries[mask]
+        # relative to the right answer: subsets are trained with several seeds, which predict different ones
+        groups = statistics.make_groups(task, train_ids, test_ids, [task.answers[i] for i in test_ids])
+        outputs = np.mean([record.log_odds("reference")[rows][:, mask] for rows in by_seed], axis=0)
+        draws = resamples(len(kept), query_blocks(task, test_ids), options.get("n_boot", 2000))
+        table = group_effects(groups.codes, kept, outputs, draws)
+        removed = float(record.table["removed"].iloc[0])
+        parts.append(table.assign(**names, split=split, region=region, removed=removed, n_seeds=len(seeds)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def calibration(cases: pd.DataFrame, **options: Any) -> pd.DataFrame:
+    """Does the index of single cases tell the planted mechanisms apart? AUC of `patchwork` over `digit_table`."""
+    rows = []
+    planted = cases[cases["task"].isin(PLANTED)]
+    for (target, size, region), part in with_everywhere(planted).groupby(["target", "size", "region"], sort=False):
+        if part["task"].nunique() < 2:
+            continue
+        positive = (part["task"] == "patchwork").to_numpy()
+        same = np.zeros(len(part), dtype=int)
+        # one block a test case; those of the two tasks are different cases
+        block = np.arange(len(part))
+        value = statistics.stratified_auc(part["cri"].to_numpy(), positive, same, same, block, **options)
+        n = {"n_cases": int(positive.sum()), "n_steps": int((~positive).sum())}
+        rows.append({"target": target, "size": size, "region": region, **value._asdict(), **n})
+    return pd.DataFrame(rows).rename(columns={"estimate": "auc"})
+
+
+def compute(folder: Path, n_boot: int) -> dict[str, pd.DataFrame]:
+    """All tables of a bank's folder."""
+    from cri.studies.bank_plans import explained_predictions
+
+    options: dict[str, Any] = {"n_boot": n_boot}
+    found = subjects(folder)
+    delta, null, base = [], [], []
+    for subject in found:
+        base.append(base_table(subject))
+        for target in TARGETS:
+            table = effects(outputs_table(subject.removals, subject.removals.log_odds(target), target))
+            delta.append(table.assign(**subject.names))
+        materials = prepare(subject.removals.config)
+        values = untrained_outputs(subject, materials, explained_predictions(subject.base, materials.tokens))
+        table = effects(outputs_table(subject.removals, values, "prediction"))
+        null.append(table.assign(**subject.names))
+    deltas, nulls = pd.concat(delta, ignore_index=True), pd.concat(null, ignore_index=True)
+    pairs = with_everywhere(paired_by_target(deltas))
+    null_pairs = with_everywhere(paired_by_target(nulls))
+    cases = pd.concat([case_table(part).assign(target=t) for t, part in deltas.groupby("target", sort=False)])
+    controls = {"untrained": null_pairs, "relabelled": relabelled(pairs)}
+    control_rows = [index_table(table, KEYS, **options).assign(model=name) for name, table in controls.items()]
+    index = pd.concat([index_table(pairs, KEYS, **options).assign(model="trained"), *control_rows], ignore_index=True)
+    tables = {
+        "accuracy": pd.concat(base, ignore_index=True).drop_duplicates(),
+        "effects": deltas,
+        "groups": group_table(deltas, **options),
+        "index": index,
+        "cases": cases[(cases["split"] == "square") & (cases["target"] == "prediction")],
+        # another name of the column: readers of `cri` by case want the square's cases
+        "cases_other": cases[(cases["split"] != "square") | (cases["target"] != "prediction")].rename(
+            columns={"cri": "index", "cri_low": "index_low", "cri_high": "index_high"}
+        ),
+        "calibration": calibration(cases, **options),
+        "doses": dose_table(folder, **options),
+    }
+    return {name: table for name, table in tables.items() if len(table)}
+
+
+def paired_by_target(table: pd.DataFrame) -> pd.DataFrame:
+    parts: Sequence[pd.DataFrame] = [
+        paired_effects(part).assign(target=target) for target, part in table.groupby("target", sort=False)
+    ]
+    return pd.concat(parts, ignore_index=True)
