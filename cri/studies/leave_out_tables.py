@@ -87,7 +87,8 @@ def compute(folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, list[str]]
     cells = pd.concat(designs, ignore_index=True)
     table = design_table(cells, ["design"])
     summary = table.groupby([*FAMILY, "design"], sort=False).agg(
-        accuracy=("accuracy", "mean"), lowest=("accuracy", "min"), highest=("accuracy", "max"), unseen=("unseen", "mean"),
+        accuracy=("accuracy", "mean"), lowest=("accuracy", "min"), highest=("accuracy", "max"),
+        unseen=("unseen", "mean"),
         distance=("distance", "mean"), same_answer=("same_answer", "mean"), n_held_out=("n_held_out", "mean"),
         train_accuracy=("train_accuracy", "mean"), n_seeds=("seed", "nunique"),
     )  # fmt: skip

@@ -69,9 +69,8 @@ def run(config: LeaveXOut) -> list[Path]:
         write_json(folder / MANIFEST, {**facts, **provenance()})
         mark_complete(folder, [MANIFEST, *(f"{name}.csv" for name in tables)])
     figures = draw(folder, config.figures)
-    print(
-        f"\nAccuracy on the held-out cases\n{tables['summary'].to_string(index=False, float_format=lambda x: f'{x:.3f}')}"
-    )
+    shown = tables["summary"].to_string(index=False, float_format=lambda x: f"{x:.3f}")
+    print(f"\nAccuracy on the held-out cases\n{shown}")
     print("\nTables", folder, "\nFigures", *figures, sep="\n  ")
     return figures
 

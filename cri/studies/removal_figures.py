@@ -45,10 +45,8 @@ def _effects(groups: pd.DataFrame, target: str) -> Any:
             removal_effects(rows, ax, legend=False)
             name, _, rest = _title(key).partition(", ")
             ax.set_title(f"{name}\n{rest}" if i == 0 or not axes[i - 1, j].get_visible() else "")
-            counts = rows["n_removed"].mean()
-            ax.set_xlabel(
-                f"≤ {size} removed (mean {counts:.0f}), {int(rows['n_tests'].max())} cases, {int(rows['n_runs'].max())} seeds"
-            )
+            tests, seeds = int(rows["n_tests"].max()), int(rows["n_runs"].max())
+            ax.set_xlabel(f"{rows['n_removed'].mean():.0f} cases removed on average\n{tests} test cases, {seeds} seeds")
             ax.set_ylabel("drop of log-odds\nbeyond random" if j == 0 else "")
     handles, names = next(ax.get_legend_handles_labels() for ax in axes.flat if ax.get_visible())
     fig.legend(handles, names, loc="outside lower center", ncols=4)
