@@ -22,7 +22,7 @@ Held = Bool[np.ndarray, " case"]
 _ORDERS = 500
 
 
-def _fill(parts: Iterable[Int[np.ndarray, " part"]], n: int, rng: np.random.Generator, n_cases: int) -> Held:
+def _fill(parts: Iterable[Int[np.ndarray, " _"]], n: int, rng: np.random.Generator, n_cases: int) -> Held:
     """Whole parts, one after the other, until `n` cases are held out; of the last, as many as are wanting."""
     held = np.zeros(n_cases, dtype=bool)
     for part in parts:
@@ -34,7 +34,7 @@ def _fill(parts: Iterable[Int[np.ndarray, " part"]], n: int, rng: np.random.Gene
     return held
 
 
-def _by_value(values: Int[np.ndarray, " case"], order: Iterable[int]) -> list[Int[np.ndarray, " part"]]:
+def _by_value(values: Int[np.ndarray, " case"], order: Iterable[int]) -> list[Int[np.ndarray, " _"]]:
     return [np.flatnonzero(values == value) for value in order]
 
 

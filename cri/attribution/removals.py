@@ -22,7 +22,7 @@ def removal_groups(
     size: int,
     seed: int,
     max_step_frequency: float = MAX_STEP_FREQUENCY,
-) -> dict[str, Int[np.ndarray, " removed"]]:
+) -> dict[str, Int[np.ndarray, " _"]]:
     """Training cases to remove for one test case, by group, all groups of one size m <= `size`.
 
     `near` is the m nearest on the grid (Chebyshev distance, ties at random: an order within a ring would favour

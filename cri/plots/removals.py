@@ -89,7 +89,7 @@ def design_accuracy(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.bar(i, y.mean(), width=0.7, color="#D7DEE6")
         ax.scatter(i + np.linspace(-0.15, 0.15, len(y)), y, s=11, color="#0072B2", zorder=3, linewidths=0)
         ax.text(i, 1.03, f"{rows['unseen'].mean():.0%}", ha="center", va="bottom", fontsize=6, color="0.35")
-    ax.text(-0.7, 1.09, "held-out cases with a step never trained:", fontsize=6, color="0.35", va="bottom")
+    ax.text(-0.7, 1.1, "held-out cases with a step that is never trained:", fontsize=6, color="0.35", va="bottom")
     ax.set_xticks(range(len(designs)), designs, rotation=30, ha="right")
     ax.set_xlim(-0.7, len(designs) - 0.3)
     ax.set_ylim(0, 1.0)
@@ -136,10 +136,14 @@ def flip_curves(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax = new_axes(ax)
     styles = ("o-", "s--", "^-", "D:", "v-.", "P-", "X--")
     palette = ("#0072B2", "#CC6677", "#117733", "#332288", "#999999", "#D55E00", "#DDAA33")
-    for (name, rows), style, color in zip(table.groupby("name", sort=False), styles, palette, strict=False):
+    curves = list(table.groupby("name", sort=False))
+    for i, ((name, rows), style, color) in enumerate(zip(curves, styles, palette, strict=False)):
         rows = rows.sort_values("k")
-        ax.plot(rows["k"], rows["lost"], style, color=color, markersize=3.5, label=str(name))
-        ax.fill_between(rows["k"], rows["low"], rows["high"], color=color, alpha=0.1, linewidth=0)
+        x = rows["k"].to_numpy() * 1.06 ** (i - (len(curves) - 1) / 2)  # beside one another, or whiskers coincide
+        ax.errorbar(
+            x, rows["lost"], yerr=_whiskers(rows, "lost"), fmt=style, color=color, markersize=3.5, elinewidth=0.8,
+            label=str(name),
+        )  # fmt: skip
     ax.set_xscale("log")
     ticks = sorted(table["k"].unique().tolist())
     ax.set_xticks(ticks, [str(k) for k in ticks])

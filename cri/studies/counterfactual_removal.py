@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cri.cli import run_command
-from cri.errors import out_of_range, unknown_name
+from cri.errors import CriError, out_of_range, unknown_name
 from cri.studies import retraining_bank
 
 NAME = "counterfactual_removal"
@@ -55,15 +55,18 @@ PRESETS = {
 }
 
 
-def recorded(config: Any, plan: str) -> Path:
-    """The bank's folder; the bank is made first where it holds no finished record of a plan that begins with `plan`."""
+def recorded(config: Any, plan: str, family: str = "*") -> Path:
+    """The bank's folder; the bank is made first where it holds no finished record of a plan of the family (of any by
+    default) that begins with `plan`. Raises `CriError` where it has none of that either."""
     import dataclasses
 
     from cri.runs import is_complete
 
     preset = retraining_bank.PRESETS[config.bank]
     folder = config.records / preset.name
-    if not any(is_complete(path) for path in folder.glob(f"*/{plan}*")):
+    if not any(is_complete(path) for path in folder.glob(f"{family}/{plan}*")):
+        if not any(p.replace(":", "-").split("/")[0] == family for p in preset.plans) and family != "*":
+            raise CriError(f"family: {family} is not recorded in {folder}, nor among the plans of that preset")
         bank = dataclasses.replace(preset, record=config.records, jobs=config.jobs, device=config.device)
         retraining_bank.run(bank)
     return folder

@@ -114,7 +114,7 @@ def draw(tables: Path, figures: Path) -> list[Path]:
         for ax, (key, part) in zip(axes.flat, families, strict=False):
             design_accuracy(part, ax)
             n_seeds, n = part["seed"].nunique(), int(part["n_held_out"].max())
-            ax.set_title(f"{_title(key)}\n{n} cases held out, {n_seeds} seeds", pad=14)
+            ax.set_title(f"{_title(key)}\n{n} cases held out, {n_seeds} seeds", pad=24)
         out += plots.save_figure(fig, figures / f"{prefix}_designs")
         if (tables / "sliding.csv").exists():
             slides = list(pd.read_csv(tables / "sliding.csv").groupby(FAMILY, sort=False))

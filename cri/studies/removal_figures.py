@@ -12,6 +12,7 @@ from cri.plots.removals import index_strip, removal_effects
 from cri.tasks import PLANTED
 
 FAMILY = ["task", "format", "tokenizer", "split"]
+EVERYWHERE = "all"
 _PLANTED_NAMES = {"patchwork": "planted: cases only", "digit_table": "planted: steps only"}
 
 
@@ -54,30 +55,28 @@ def _effects(groups: pd.DataFrame, target: str) -> Any:
 
 
 def _index(index: pd.DataFrame, cases: pd.DataFrame) -> Any:
-    """Calibration above, the models below: one panel, largest size of each family."""
-    index = index[index["target"] == "prediction"]
-    largest = index.groupby(FAMILY)["size"].transform("max")
-    index = index[index["size"] == largest]
-    several = index.groupby([*FAMILY, "model"])["region"].transform("nunique") > 1
-    rows = []
-    for planted in (True, False):
-        part = index[(index["task"].isin(PLANTED) == planted) & (index["model"] == "trained")]
-        rows.append(part[~several | ((part["region"] == "all") if planted else (part["region"] != "all"))])
-    controls = index[(index["model"] != "trained") & ~index["task"].isin(PLANTED)]
-    controls = controls[~several | (controls["region"] == "all")]
-    table = pd.concat([rows[0], controls, rows[1]], ignore_index=True)
+    """Calibration above, the models below: one panel, at the largest size of each family."""
+    index = index[(index["target"] == "prediction") & (index["size"] == index.groupby(FAMILY)["size"].transform("max"))]
+    one_region = index.groupby(FAMILY)["region"].transform("nunique") == 1
+    planted, trained = index["task"].isin(PLANTED), index["model"] == "trained"
+    # planted tasks and controls as a whole, models by region
+    whole = one_region | (index["region"] == EVERYWHERE)
+    table = pd.concat(
+        [index[planted & trained & whole], index[~planted & ~trained & whole],
+         index[~planted & trained & (one_region | (index["region"] != EVERYWHERE))]],
+        ignore_index=True,
+    )  # fmt: skip
     names = []
     for row in table.to_dict("records"):
-        where = "" if row["region"] in ("all", "random") else f", {row['region']}"
+        where = "" if row["region"] in (EVERYWHERE, "random") else f", {row['region']}"
         control = "" if row["model"] == "trained" else f"{row['model']}: "
         names.append(f"{control}{_title(row)}{where} (n = {row['n']})")
     table["name"] = names
     keys = [*FAMILY, "size"]
-    dots = cases[cases["target"] == "prediction"].merge(
-        table[table["model"] == "trained"][[*keys, "region", "name"]], on=keys
-    )
-    dots = dots[(dots["region_y"] == "all") | (dots["region_x"] == dots["region_y"])]
-    fig, axes = plots.figure(1, 1, (6.0, 0.6 + 0.24 * len(table)))
+    named = table.loc[table["model"] == "trained", [*keys, "region", "name"]].rename(columns={"region": "shown"})
+    dots = cases[cases["target"] == "prediction"].merge(named, on=keys)
+    dots = dots[(dots["shown"] == EVERYWHERE) | (dots["shown"] == dots["region"])]
+    fig, axes = plots.figure(1, 1, (6.0, 0.6 + 0.2 * len(table)))
     index_strip(table, dots, axes[0, 0])
     return fig
 

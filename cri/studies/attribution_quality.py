@@ -1,0 +1,124 @@
+"""Which attribution method foretells what retraining does?
+
+`python -m cri.studies.attribution_quality [preset] [--option ...]` takes the recorded retrainings on random training
+subsets of `cri.studies.retraining_bank` (and makes them where none are recorded), scores every training case for every
+query by each method on the base models, and reports the linear datamodeling score with its noise ceiling, the gain
+over the best baseline that asks no model, and the partial score given it; and how many removed cases it takes to lose
+a right answer.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from cri.cli import run_command
+from cri.errors import CriError, out_of_range, unknown_name
+from cri.studies import retraining_bank
+from cri.studies.counterfactual_removal import code_hash, recorded, sources
+
+NAME = "attribution_quality"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class AttributionQuality:
+    """Which retrainings to read, and which methods to judge."""
+
+    bank: str = "cpu"
+    """Preset of `retraining_bank` whose records are read, and made where there are none; it names the folder of tables
+    and the figures."""
+    family: str = "addition:direct:number"
+    """TASK:FORMAT:TOKENIZER of the models that are explained."""
+    dampings: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0, 10.0)
+    """Relative dampings of EK-FAC that are compared; 0.1 is judged in any case."""
+    tracin: bool = True
+    """Train the first base model again on the CPU, for checkpoints."""
+    cg_steps: int = 0
+    """Conjugate-gradient steps that refine EK-FAC; 0 leaves them out."""
+    cg_queries: int = 60
+    """Queries for which they are taken."""
+    n_boot: int = 1000
+    """Bootstrap samples."""
+    records: Path = Path("studies") / retraining_bank.NAME
+    """Folder of recorded retrainings."""
+    record: Path = Path("studies") / NAME
+    """Folder of recorded tables."""
+    figures: Path = Path("figures")
+    jobs: int = 0
+    """Models trained at once on CPU; 0 is one a core."""
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.bank not in retraining_bank.PRESETS:
+            raise unknown_name("bank", self.bank, retraining_bank.PRESETS)
+        if self.family.count(":") != 2:
+            raise CriError(f"family: {self.family!r} is not TASK:FORMAT:TOKENIZER (for example addition:direct:number)")
+        if any(not 0 < d < float("inf") for d in self.dampings):
+            raise out_of_range("dampings", self.dampings, "positive and finite")
+        for field, low in (("n_boot", 100), ("cg_steps", 0), ("cg_queries", 2)):
+            if getattr(self, field) < low:
+                raise out_of_range(field, getattr(self, field), f"at least {low}")
+
+
+PRESETS = {
+    "cpu": AttributionQuality(),
+    "gpu": AttributionQuality(bank="gpu"),
+    "test": AttributionQuality(bank="test", dampings=(1.0,), n_boot=100),
+}
+
+
+def run(config: AttributionQuality) -> list[Path]:
+    """Makes tables and figures, prints the scores, returns the figures' paths."""
+    from cri.runs import MARKER, locked, mark_complete, provenance, write_json, write_text
+    from cri.studies.quality_tables import compute, draw
+
+    started = time.perf_counter()
+    name = config.family.replace(":", "-")
+    source = recorded(config, "subsets-", name) / name
+    folder = config.record / (config.bank if config.family == PRESETS["cpu"].family else f"{config.bank}-{name}")
+    tables = compute(source, config)
+    with locked(folder):
+        (folder / MARKER).unlink(missing_ok=True)
+        for table_name, table in tables.items():
+            write_text(folder / f"{table_name}.csv", table.to_csv(index=False, float_format="%.5g"))
+        facts = {
+            "bank": config.bank,
+            "family": config.family,
+            "records": {
+                k: v for plan in ("base", "subsets-*", "top-k") for k, v in sources(source.parent, plan).items()
+            },
+            "code": code_hash("quality_tables.py", "quality_scores.py"),
+            "seconds": round(time.perf_counter() - started, 1),
+        }
+        write_json(folder / MANIFEST, {**facts, **provenance()})
+        mark_complete(folder, [MANIFEST, *(f"{table_name}.csv" for table_name in tables)])
+    figures = draw(folder, config.figures)
+    lds = tables["lds"]
+    shown = lds[(lds["region"] == "all") | (lds["split"] == "random")]
+    columns = [
+        "subsets",
+        "target",
+        "retraining",
+        "method",
+        "lds",
+        "lds_low",
+        "lds_high",
+        "gain_low",
+        "gain_high",
+        "partial",
+    ]
+    print(f"\nLinear datamodeling score\n{shown[columns].to_string(index=False, float_format=lambda x: f'{x:.3f}')}")
+    print(f"\nNoise ceiling\n{tables['ceiling'].to_string(index=False, float_format=lambda x: f'{x:.3f}')}")
+    print("\nTables", folder, "\nFigures", *figures, sep="\n  ")
+    return figures
+
+
+def main() -> None:
+    """`python -m cri.studies.attribution_quality`."""
+    run_command(AttributionQuality, run, __doc__, presets=PRESETS, prog=f"python -m cri.studies.{NAME}")
+
+
+if __name__ == "__main__":
+    main()

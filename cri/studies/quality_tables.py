@@ -1,0 +1,237 @@
+"""Tables and figures of `attribution_quality`, from recorded retrainings and the base models' weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from cri import plots
+from cri.attribution.retrainings import TARGETS, Retrainings, load_retrainings
+from cri.materials import prepare
+from cri.plots.removals import flip_curves, quality_bars
+from cri.runs import is_complete
+from cri.statistics import wilson
+from cri.statistics.datamodels import Resamples, lds_table, noise_ceiling, query_blocks, resamples, subset_sums
+from cri.studies.quality_scores import (
+    CONTENT,
+    Question,
+    content_scores,
+    fitted,
+    gradient_method_scores,
+    influence_scores,
+    representation_scores,
+    standardised_mean,
+    tracin_scores,
+)
+
+if TYPE_CHECKING:
+    from cri.studies.attribution_quality import AttributionQuality
+
+EVERYWHERE = "all"
+DEFAULT_DAMPING = 0.1
+EKFAC_NAME, ENSEMBLE = "EK-FAC", "EK-FAC, mean over seeds"
+
+
+def questions(base: Retrainings, split: str) -> tuple[np.ndarray, dict[str, list[Question]]]:
+    """Which of the recorded queries the split's models do not train on, and for each target one question a base model
+    (seed), the first being the explained one.
+
+    `prediction` is what the *first* base model answers; the others are asked about the same."""
+    materials = prepare(base.config)
+    models = np.flatnonzero(base.table["split"] == split)
+    train = base.train[models[0]]
+    held = np.flatnonzero(~train[base.queries])
+    query_ids, train_ids = base.queries[held], np.flatnonzero(train)
+    predicted = base.predicted(int(models[0]), materials.tokens)[held]
+    reference = materials.tokens[query_ids]
+    tokens = {"prediction": predicted, "reference": reference}
+    out: dict[str, list[Question]] = {}
+    for target, table in tokens.items():
+        texts = [
+            str(materials.tokenizer.decode(table.ids[i, table.prompt_lengths[i] : table.lengths[i] - 1].tolist()))
+            for i in range(len(table))
+        ]
+        out[target] = [Question(materials, train_ids, query_ids, table, texts) for _ in models]
+    return held, out
+
+
+def every_method(
+    base: Retrainings, split: str, asked: list[Question], config: AttributionQuality
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(method, scores [train, query]) of all methods, one at a time."""
+    bank = base.bank()
+    models = np.flatnonzero(base.table["split"] == split).tolist()
+    question, model = asked[0], bank.model(models[0])
+    yield from content_scores(question)
+    yield from representation_scores(question, model)
+    yield from gradient_method_scores(question, model)
+    if config.tracin:
+        yield "TracIn", tracin_scores(question, int(base.table["seed"].iloc[models[0]]))
+    fisher = fitted(question, model)
+    own = influence_scores(question, model, fisher, DEFAULT_DAMPING)
+    yield EKFAC_NAME, own
+    for damping in config.dampings:
+        if damping != DEFAULT_DAMPING:
+            yield f"{EKFAC_NAME}, damping {damping:g}", influence_scores(question, model, fisher, damping)
+    yield (
+        f"{EKFAC_NAME}, empirical",
+        influence_scores(question, model, fitted(question, model, "empirical"), DEFAULT_DAMPING),
+    )
+    if len(models) > 1:
+        others = []
+        for replica, other in zip(models[1:], asked[1:], strict=True):
+            weights = bank.model(replica)
+            others.append(influence_scores(other, weights, fitted(other, weights), DEFAULT_DAMPING))
+        yield ENSEMBLE, standardised_mean([own, *others])
+
+
+def outputs_by_seed(record: Retrainings, held: np.ndarray, target: str) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """Training masks of the subsets, and by seed the outputs, [subset, query]."""
+    order = record.table.sort_values(["seed", "subset"])
+    rows = {int(seed): part.index.to_numpy() for seed, part in order.groupby("seed", sort=False)}
+    values = record.log_odds(target)[:, held]
+    first = next(iter(rows.values()))
+    return record.train[first], {seed: values[index] for seed, index in rows.items()}
+
+
+def region_masks(question: Question, split: str) -> dict[str, np.ndarray]:
+    """Queries by region of the square split; the random split has but one."""
+    everywhere = np.ones(len(question.query_ids), dtype=bool)
+    if split != "square":
+        return {EVERYWHERE: everywhere}
+    inside = question.materials.split.test[question.query_ids]
+    regions = {EVERYWHERE: everywhere, "square": inside, "outside": ~inside}
+    return {name: mask for name, mask in regions.items() if mask.sum() >= 2}
+
+
+def _judge(
+    sums: dict[str, np.ndarray],
+    seeds: dict[int, np.ndarray],
+    fixed: int,
+    mask: np.ndarray,
+    draws: Resamples,
+    notes: dict[str, Any],
+) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    new = [values[:, mask] for seed, values in seeds.items() if seed != fixed]
+    outputs = {"fixed seed": [seeds[fixed][:, mask]]}
+    if new:
+        outputs |= {"new seed": new, "mean over seeds": [np.mean([seeds[fixed][:, mask], *new], axis=0)]}
+    predicted = {name: values[:, mask] for name, values in sums.items()}
+    baselines = tuple(name for name in CONTENT if name in predicted)
+    table = lds_table(predicted, outputs, baselines, draws)
+    ceilings = []
+    if new:
+        found = noise_ceiling([seeds[fixed][:, mask], *new], draws)
+        n = len(new) + 1
+        for name, interval in found.items():
+            ceilings.append({**notes, "what": f"{name}, one seed", **interval._asdict()})
+        # Spearman-Brown: reliability of the mean of n retrainings
+        up = [np.sqrt(n * max(r, 0) / (1 + (n - 1) * max(r, 0))) for r in found["reliability"]]
+        ceilings.append({**notes, "what": "ceiling, mean over seeds", "estimate": up[0], "low": up[1], "high": up[2]})
+    return table.assign(**notes), ceilings
+
+
+def compute(folder: Path, config: AttributionQuality) -> dict[str, pd.DataFrame]:
+    """All tables of one family's records."""
+    base = load_retrainings(folder / "base")
+    records: dict[str, dict[str, Retrainings]] = {}
+    for path in sorted(folder.glob("subsets-*")):
+        if is_complete(path):
+            record = load_retrainings(path)
+            records.setdefault(str(record.table["split"].iloc[0]), {})[path.name] = record
+    tables, ceilings = [], []
+    for split, found in records.items():
+        held, asked = questions(base, split)
+        fixed = int(base.table.loc[base.table["split"] == split, "seed"].iloc[0])
+        for target in TARGETS:
+            question = asked[target][0]
+            kept = {name: outputs_by_seed(r, held, target) for name, r in found.items()}
+            sums: dict[str, dict[str, np.ndarray]] = {name: {} for name in found}
+            for method, scores in every_method(base, split, asked[target], config):
+                for name, (masks, _) in kept.items():
+                    sums[name][method] = subset_sums(scores, masks[:, question.train_ids])
+            for name, (masks, seeds) in kept.items():
+                removed = float(found[name].table["removed"].iloc[0])
+                for region, mask in region_masks(question, split).items():
+                    block = query_blocks(question.task, question.query_ids[mask])
+                    draws = resamples(len(masks), block, config.n_boot)
+                    notes = {"split": split, "subsets": name, "removed": removed, "target": target, "region": region}
+                    table, ceiling = _judge(sums[name], seeds, fixed, mask, draws, notes)
+                    tables.append(table)
+                    ceilings += ceiling
+    out = {"lds": pd.concat(tables, ignore_index=True), "ceiling": pd.DataFrame(ceilings)}
+    if is_complete(folder / "top-k"):
+        out["top_k"] = top_k_table(load_retrainings(folder / "top-k"))
+    return {name: table for name, table in out.items() if len(table)}
+
+
+def top_k_table(record: Retrainings) -> pd.DataFrame:
+    """Share of right answers lost after removing the k highest-scored training cases, with Wilson intervals (test cases
+    and seeds counted as independent), and the mean log-odds of the answer."""
+    table = record.table
+    tests = table.loc[table["test_id"] >= 0, "test_id"].astype(int).unique()
+    column = {int(t): int(np.searchsorted(record.queries, t)) for t in tests}
+    odds = record.log_odds("prediction")
+    rows = []
+    for (method, k), part in table.groupby(["method", "k"], sort=False):
+        right, value = [], []
+        for i, test in zip(part.index, part["test_id"].astype(int), strict=True):
+            for case in [test] if test >= 0 else tests.tolist():
+                right.append(bool(record.correct[i, case]))
+                value.append(odds[i, column[case]])
+        lost = len(right) - sum(right)
+        low, high = wilson(lost, len(right))
+        size = {"n": len(right), "n_tests": len(tests), "n_seeds": part["seed"].nunique()}
+        rows.append({"method": method, "k": int(k), "lost": lost / len(right), "low": low, "high": high,
+                     "log_odds": float(np.mean(value)), **size})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def draw(tables: Path, figures: Path) -> list[Path]:
+    """Draws the figures from the tables in a folder; returns the files written."""
+    lds = pd.read_csv(tables / "lds.csv")
+    ceiling = pd.read_csv(tables / "ceiling.csv") if (tables / "ceiling.csv").exists() else None
+    prefix = f"attribution_quality_{tables.name}"
+    out = []
+    with plots.style():
+        kinds = [k for k in ("fixed seed", "new seed", "mean over seeds") if k in set(lds["retraining"])]
+        plans = list(dict.fromkeys(lds["subsets"]))
+        methods = list(dict.fromkeys(lds["method"]))
+        size = (3.0, 0.7 + 0.17 * len(methods))
+        fig, axes = plots.figure(len(plans), len(kinds), size, sharey=True, sharex=True)
+        for i, plan in enumerate(plans):
+            for j, kind in enumerate(kinds):
+                ax = axes[i, j]
+                rows = lds[
+                    (lds["subsets"] == plan) & (lds["retraining"] == kind) & (lds["region"] == EVERYWHERE)
+                    & (lds["target"] == "reference")
+                ]  # fmt: skip
+                line = None
+                if ceiling is not None and len(ceiling):
+                    what = "ceiling, mean over seeds" if kind == "mean over seeds" else "ceiling, one seed"
+                    chosen = ceiling[
+                        (ceiling["subsets"] == plan) & (ceiling["region"] == EVERYWHERE)
+                        & (ceiling["target"] == "reference") & (ceiling["what"] == what)
+                    ]  # fmt: skip
+                    line = float(chosen["estimate"].iloc[0]) if len(chosen) else None
+                named = rows.assign(name=rows["method"].str.replace("_", " "), content=rows["method"].isin(CONTENT))
+                quality_bars(named, ax, ceiling=line)
+                split, removed = rows["split"].iloc[0], rows["removed"].iloc[0]
+                n = f"{int(rows['n_subsets'].iloc[0])} subsets, {int(rows['n_queries'].iloc[0])} queries"
+                ax.set_title(f"{split} split, {removed:.0%} removed, {kind}\n{n}", pad=12)
+                ax.set_xlabel("LDS" if i == len(plans) - 1 else "")
+        out += plots.save_figure(fig, figures / f"{prefix}_lds")
+        if (tables / "top_k.csv").exists():
+            curves = pd.read_csv(tables / "top_k.csv")
+            fig, axes = plots.figure(1, 1, (3.4, 2.6))
+            flip_curves(curves.assign(name=curves["method"].str.replace("_", " ")), axes[0, 0])
+            first = curves.iloc[0]
+            axes[0, 0].set_title(
+                f"{int(first['n_tests'])} right answers outside the square, {int(first['n_seeds'])} seeds"
+            )
+            out += plots.save_figure(fig, figures / f"{prefix}_top_k")
+    return out

@@ -1,0 +1,322 @@
+"""Designed removals, leave-X-out designs, planted tasks, records of retrainings, and the studies that read them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cri.attribution import retrainings
+from cri.attribution.baselines import grid_distance, shared_steps
+from cri.attribution.leave_out import DESIGNS, leave_out
+from cri.attribution.outputs import log_likelihood
+from cri.attribution.removals import random_removal, removal_groups
+from cri.attribution.retrainings import load_retrainings, log_odds, retrain
+from cri.config import RunConfig, TrainConfig
+from cri.coverage import step_coverage
+from cri.errors import CorruptRunError, CriError
+from cri.jointly import Replica
+from cri.materials import prepare
+from cri.plots.removals import flip_curves
+from cri.splits import Split, square
+from cri.studies import attribution_quality, bank_plans, counterfactual_removal, leave_x_out, retraining_bank
+from cri.studies.quality_tables import top_k_table
+from cri.tasks import make_task
+
+TINY = RunConfig(
+    task_params={"size": 8}, split_params={"half_side": 1}, train=TrainConfig(steps=12, batch_size=16, lr=5e-3)
+)
+
+
+@pytest.fixture(scope="module")
+def addition():
+    task = make_task("addition", size=40)
+    split = square(task, half_side=4)
+    return task, split.train_ids, np.array(task.answers)[split.train_ids]
+
+
+def test_removal_groups_share_what_they_say_and_nothing_else(addition):
+    task, train_ids, answers = addition
+    test_id = task.id_of(21, 18)
+    groups = removal_groups(task, train_ids, test_id, answers, "39", 12, seed=0)
+    assert list(groups) == ["near", "same_answer", "same_operand", "same_step"]
+    assert {len(ids) for ids in groups.values()} == {12}
+    assert len(np.unique(np.concatenate(list(groups.values())))) == 48
+    test = np.array([test_id])
+    distance = {name: grid_distance(task, ids, test) for name, ids in groups.items()}
+    assert all(distance["near"].max() < distance[name].min() for name in ("same_answer", "same_operand", "same_step"))
+    assert {task.answers[i] for i in groups["same_answer"]} == {"39"}
+    shares = [bool({21, 18} & set(pair) and (pair[0] == 21 or pair[1] == 18)) for pair in
+              (task.operands[i] for i in groups["same_operand"])]  # fmt: skip
+    assert all(shares)
+    assert (shared_steps(task, groups["same_step"], test) > 0).all()
+    # nobody nearer was passed over
+    rest = np.setdiff1d(train_ids, groups["near"])
+    assert grid_distance(task, rest, test).min() >= distance["near"].max()
+
+
+def test_removals_are_of_one_size_reproducible_and_refuse_training_cases(addition):
+    task, train_ids, answers = addition
+    test_id = task.id_of(20, 20)
+    large = removal_groups(task, train_ids, test_id, answers, "40", 10_000 // 10, seed=1)
+    # all cases that share a step from afar, and as many near ones; there are not so many with the answer
+    assert len(large["near"]) == len(large["same_step"])
+    assert "same_answer" not in large
+    again = removal_groups(task, train_ids, test_id, answers, "40", 1000, seed=1)
+    assert all((large[name] == again[name]).all() for name in large)
+    assert "same_answer" not in removal_groups(task, train_ids, test_id, answers, "", 5, seed=1)
+    with pytest.raises(CriError, match="is a training case"):
+        removal_groups(task, train_ids, int(train_ids[0]), answers, "1", 5, seed=1)
+    with pytest.raises(CriError, match="size"):
+        random_removal(train_ids, len(train_ids), 0)
+
+
+@pytest.mark.parametrize("name", ["addition", "chicken_rabbit"])
+def test_leave_out_designs_are_of_the_squares_size_and_hold_out_what_they_say(name):
+    task = make_task(name, size=40)
+    held = {design: leave_out(task, design, 81, seed=0) for design in DESIGNS}
+    sizes = {design: int(mask.sum()) for design, mask in held.items()}
+    assert {n for design, n in sizes.items() if design != "step"} == {81}
+    assert abs(sizes["step"] - 81) <= 12
+    assert (held["square"] == square(task, half_side=4).test).all()
+    unseen = {d: step_coverage(task, Split(~mask, {}))["n_unseen"].to_numpy()[mask] > 0 for d, mask in held.items()}
+    assert unseen["step"].all()
+    assert unseen["random"].mean() < 0.2
+    kept = task.values[~held["answers"]]
+    gone = np.unique(task.values[held["answers"]])
+    assert np.isin(gone, kept).sum() <= 1  # all but part of the last answer
+    difference = task.coords[held["band"]]
+    assert np.ptp(difference[:, 0] - difference[:, 1]) <= 4
+    assert (leave_out(task, "random", 81, seed=1) != held["random"]).any()
+
+
+def test_leave_out_refuses_bad_designs():
+    task = make_task("addition", size=12)
+    with pytest.raises(CriError, match="choose from square, scattered"):
+        leave_out(task, "sqare", 9, 0)
+    with pytest.raises(CriError, match="odd number squared"):
+        leave_out(task, "square", 16, 0)
+    with pytest.raises(CriError, match="n: 144"):
+        leave_out(task, "random", 144, 0)
+
+
+def test_planted_tasks_hold_what_was_planted():
+    table, patches = make_task("digit_table", size=30), make_task("patchwork", size=30)
+    digits = table.cases % 10
+    by_pair = pd.Series(table.values).groupby([digits[:, 0], digits[:, 1]]).nunique()
+    assert (by_pair == 1).all()
+    # neighbours agree in the patchwork and not in the table
+    grid, other = patches.to_grid(patches.values), table.to_grid(table.values)
+    assert (grid[:, 1:] == grid[:, :-1]).mean() > 0.7
+    assert (other[:, 1:] == other[:, :-1]).mean() < 0.2
+    assert len(np.unique(patches.values)) > 10
+
+
+def test_log_odds_of_a_completion():
+    p = np.array([0.2, 0.5, 0.99])
+    np.testing.assert_allclose(log_odds(-np.log(p)), np.log(p / (1 - p)), atol=1e-9)
+    assert np.isfinite(log_odds(np.array([0.0, 80.0]))).all()
+
+
+def _replicas(n: int, name: str) -> list[Replica]:
+    masks = np.random.default_rng(0).random((n, 64)) < 0.8
+    return [Replica(seed, mask, note={"explains": name.format(seed)}) for seed, mask in enumerate(masks)]
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """Two base models, and three retrainings that explain the second."""
+    folder = tmp_path_factory.mktemp("records")
+    queries = np.array([3, 27, 28, 60])
+    options = {"device": "cpu", "jobs": 1, "progress": False}
+    base = load_retrainings(retrain(folder / "base", TINY, _replicas(2, "square:{}"), queries, None, **options))
+    tables = {f"square:{i}": base.predicted(i, prepare(TINY).tokens) for i in range(2)}
+    retrained = retrain(folder / "more", TINY, _replicas(3, "square:1"), queries, tables, method="stacked", **options)
+    return folder, queries, base, tables, load_retrainings(retrained), options
+
+
+def test_record_holds_what_its_models_say(records):
+    _, queries, base, tables, more, _ = records
+    tokens = prepare(TINY).tokens
+    bank = base.bank()
+    for i in range(2):
+        model = bank.model(i)
+        for target, table in (("reference", tokens[queries]), ("prediction", tables[f"square:{i}"])):
+            with torch.no_grad():
+                want = -log_likelihood(model(input_ids=table.ids[:, :-1]).logits, table)
+            np.testing.assert_allclose(base.loss[target][i], want.numpy(), atol=1e-4)
+    assert (base.correct == bank.correct).all()
+    assert (base.train == bank.train).all()
+    # greedy: nothing the model could have said in one token more is likelier than what it did say
+    assert (base.loss["prediction"] <= base.loss["reference"] + 1e-4).mean() > 0.5
+    assert len(more) == 3
+    assert more.train.sum(axis=1).tolist() == more.table["n_train"].tolist()
+    # the first two retrainings are the base models again, in other arithmetic
+    np.testing.assert_allclose(more.loss["reference"][:2], base.loss["reference"], atol=5e-3)
+    np.testing.assert_allclose(more.loss["prediction"][1], base.loss["prediction"][1], atol=5e-3)
+
+
+def test_record_is_compact_reused_and_guarded(records):
+    folder, queries, _, tables, more, options = records
+    assert not list((folder / "more").glob("bank-*"))
+    with pytest.raises(CriError, match="kept no weights"):
+        more.bank()
+    before = (folder / "more" / "complete.json").stat().st_mtime_ns
+    retrain(folder / "more", TINY, _replicas(3, "square:1"), queries, tables, **options)
+    assert (folder / "more" / "complete.json").stat().st_mtime_ns == before
+    with pytest.raises(CorruptRunError, match="other options"):
+        retrain(folder / "more", TINY, _replicas(2, "square:1"), queries, tables, **options)
+
+
+def test_an_interrupted_record_goes_on_without_training_again(records, tmp_path, monkeypatch):
+    _, queries, _, tables, more, options = records
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(retrainings, "_measure", killed)
+        with pytest.raises(KeyboardInterrupt):
+            retrain(tmp_path / "more", TINY, _replicas(3, "square:1"), queries, tables, method="stacked", **options)
+    monkeypatch.setattr("cri.replicas.train_stack", killed)  # trained models must be found, not made
+    again = load_retrainings(
+        retrain(tmp_path / "more", TINY, _replicas(3, "square:1"), queries, tables, method="stacked", **options)
+    )
+    np.testing.assert_array_equal(again.loss["prediction"], more.loss["prediction"])
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory):
+    """The bank of the test preset, smaller still, with both planted tasks."""
+    folder = tmp_path_factory.mktemp("bank")
+    number = "addition:direct:number"
+    plans = [
+        f"{number}/{kind}" for kind in ("subsets-50", "removals-square", "removals-random", "leave-out", "sliding")
+    ]
+    plans += [f"{task}:direct:number/removals-square" for task in ("patchwork", "digit_table")]
+    config = dataclasses.replace(
+        retraining_bank.PRESETS["test"], plans=tuple(plans), steps=15, n_subsets=3, n_tests=1,
+        record=folder, jobs=1, device="cpu",
+    )  # fmt: skip
+    retraining_bank.run(config)
+    return folder
+
+
+def test_removal_study_from_records_to_figures(bank, tmp_path):
+    config = dataclasses.replace(
+        counterfactual_removal.PRESETS["test"], records=bank, record=tmp_path / "r", figures=tmp_path / "f"
+    )
+    figures = counterfactual_removal.run(config)
+    assert len(figures) == 4
+    assert all(f.stat().st_size > 0 for f in figures)
+    index = pd.read_csv(tmp_path / "r" / "test" / "index.csv")
+    assert set(index["model"]) == {"trained", "untrained", "relabelled"}
+    assert set(index["task"]) == {"addition", "patchwork", "digit_table"}
+    assert {"centre", "edge", "outside", "all", "random"} == set(index["region"])
+    assert index["cri"].between(-1, 1).all()
+    cases = pd.read_csv(tmp_path / "r" / "test" / "cases.csv")
+    assert (cases["cri_low"] <= cases["cri_high"]).all()
+    assert set(cases["split"]) == {"square"}
+    assert pd.read_csv(tmp_path / "r" / "test" / "calibration.csv")["auc"].between(0, 1).all()
+    doses = pd.read_csv(tmp_path / "r" / "test" / "doses.csv")
+    assert set(doses["group"]) == {"near", "same_answer", "same_operand", "same_step"}
+
+
+def test_leave_x_out_study_from_records_to_figures(bank, tmp_path):
+    config = dataclasses.replace(leave_x_out.PRESETS["test"], records=bank, record=tmp_path / "r", figures=tmp_path)
+    assert len(leave_x_out.run(config)) == 4
+    designs = pd.read_csv(tmp_path / "r" / "test" / "designs.csv").set_index("design")
+    assert set(designs.index) == set(DESIGNS)
+    record = load_retrainings(bank / "test" / "addition-direct-number" / "leave-out")
+    row = int(np.flatnonzero(record.table["design"] == "band")[0])
+    assert designs.loc["band", "accuracy"] == pytest.approx(record.correct[row, ~record.train[row]].mean(), abs=1e-4)
+    assert len(pd.read_csv(tmp_path / "r" / "test" / "sliding.csv")) == 4
+
+
+def test_quality_study_from_records_to_figures(bank, tmp_path):
+    config = dataclasses.replace(
+        attribution_quality.PRESETS["test"], records=bank, record=tmp_path / "r", figures=tmp_path / "f", tracin=True
+    )
+    assert len(attribution_quality.run(config)) == 2
+    lds = pd.read_csv(tmp_path / "r" / "test" / "lds.csv")
+    assert {"same_answer", "bm25", "GradDot", "TracIn", "EK-FAC", "EK-FAC, mean over seeds"} <= set(lds["method"])
+    assert set(lds["retraining"]) == {"fixed seed", "new seed", "mean over seeds"}
+    assert set(lds["target"]) == {"reference", "prediction"}
+    assert lds["lds"].between(-1, 1).all()
+    best = lds[lds["method"] == lds["best_baseline"]]
+    assert best["gain"].abs().max() == 0
+
+
+def test_top_k_removes_what_each_method_ranks_highest(bank, tmp_path):
+    options = dataclasses.replace(retraining_bank.PRESETS["test"], steps=15, record=bank)
+    family = bank_plans.make_family("addition:direct:number", options)
+    base = load_retrainings(bank / "test" / "addition-direct-number" / "base")
+    # models of 15 steps answer nothing rightly
+    with pytest.raises(CriError, match="nothing to train"):
+        bank_plans.build("top-k", family, options, dataclasses.replace(base, correct=base.correct & False))
+    replicas = list(bank_plans.top_k(family, options, dataclasses.replace(base, correct=base.correct | True)))
+    assert {r.note["method"] for r in replicas} == {"random", *bank_plans.TOP_K_METHODS}
+    answers = np.array(family.task.answers)
+    for replica in replicas:
+        gone = family.base["square"] & ~replica.train
+        assert gone.sum() == replica.note["k"]
+        if replica.note["method"] == "same_answer":
+            test = replica.note["test_id"]
+            others = (answers == answers[test]) & family.base["square"]
+            assert (answers[gone] == answers[test]).sum() == min(others.sum(), replica.note["k"])
+    # of every retraining that loses its own test case, the table tells
+    notes = pd.DataFrame([{**r.note, "seed": r.seed} for r in replicas])
+    correct = np.ones((len(notes), family.task.n_cases), dtype=bool)
+    lost = (notes["method"] == "EK-FAC").to_numpy()
+    correct[np.flatnonzero(lost), notes["test_id"][lost]] = False
+    loss = {"prediction": np.ones((len(notes), len(family.queries)), dtype=np.float32)}
+    record = dataclasses.replace(
+        base, table=notes, correct=correct, loss=loss, train=np.stack([r.train for r in replicas]),
+        completions=None, completion_lengths=None,
+    )  # fmt: skip
+    table = top_k_table(record).set_index("method")
+    assert table.loc["EK-FAC", "lost"] == 1
+    assert table.loc["GradCos", "lost"] == 0
+    assert table.loc["random", "n"] == 2 * len(notes.loc[lost, "test_id"].unique())
+    drawn = flip_curves(table.reset_index().assign(name=table.index))
+    assert {text.get_text() for text in drawn.get_legend().get_texts()} >= {"EK-FAC", "random"}
+
+
+def test_studies_make_the_bank_they_need(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(retraining_bank, "run", lambda config: asked.append(config))
+    config = dataclasses.replace(counterfactual_removal.PRESETS["test"], records=tmp_path, jobs=3)
+    assert counterfactual_removal.recorded(config, "removals-") == tmp_path / "test"
+    assert [(c.record, c.jobs, c.name) for c in asked] == [(tmp_path, 3, "test")]
+
+
+@pytest.mark.parametrize(
+    ("module", "args", "message"),
+    [
+        ("retraining_bank", ["--plans", "addition/base"], "TASK:FORMAT:TOKENIZER/KIND"),
+        ("retraining_bank", ["--plans", "addition:direct:number/bse"], "choose from base, subsets-50"),
+        ("retraining_bank", ["--plans", "adition:direct:number/base"], "choose from addition"),
+        ("retraining_bank", ["--removal-sizes", "0"], "removal_sizes"),
+        ("counterfactual_removal", ["--bank", "gpus"], "choose from cpu, gpu"),
+        ("counterfactual_removal", ["--n-boot", "3"], "n_boot"),
+        ("leave_x_out", ["--bank", "gpus"], "choose from cpu, gpu"),
+        ("attribution_quality", ["--family", "addition"], "TASK:FORMAT:TOKENIZER"),
+        ("attribution_quality", ["test", "--family", "addition:rfft:digit"], "not recorded"),
+        ("attribution_quality", ["--dampings", "-1"], "dampings"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(module, args, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [module, *args])
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(f"cri.studies.{module}").main()
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not list(tmp_path.rglob("*.csv"))
