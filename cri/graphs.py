@@ -128,3 +128,11 @@ class GraphedStep:
             return
         self.graphs[key] = graph
         graph.replay()
+
+    def release(self) -> None:
+        """Gives the graphs' memory back now, whatever else still refers to this object."""
+        if self.graphs:
+            torch.cuda.synchronize()
+            for graph in self.graphs.values():
+                graph.reset()
+            self.graphs.clear()

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from cri.bank import decodes_stacked, stacked_decode
 from cri.config import RunConfig, TrainConfig
+from cri.data import TokenTable
 from cri.errors import CriError
 from cri.evaluation import Decoded, decode
 from cri.materials import Materials, initial_model
@@ -161,21 +162,36 @@ def train_stack(
         if time.perf_counter() - saved > checkpoint_seconds:
             trainer.save(checkpoint, identity)
             saved = time.perf_counter()
-    flat = trainer.flat.detach()
+    trainer.save(checkpoint, identity)  # whatever becomes of the decoding, the training is not done twice
+    flat = trainer.flat.detach().clone()
     losses = trainer.losses.T.cpu()
-    del trainer  # its optimiser state and graphs hold most of the memory
+    trainer.release()  # its optimiser state and graphs hold most of the memory
+    del trainer
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    forward = StackedForward(template, layout, "fp32")
     if decodes_stacked(materials.tokens):
-        decoded = stacked_decode(forward, flat, materials.tokens)
+        decoded = _decode_parts(StackedForward(template, layout, "fp32"), flat, materials.tokens)
     else:
         decoded = []
         for row in flat:
             layout.load(row, template)
             decoded.append(decode(template, materials.tokens))
     return Result(flat.cpu(), losses, decoded)
+
+
+def _decode_parts(forward: StackedForward, flat: Tensor, tokens: TokenTable) -> list[Decoded]:
+    """`stacked_decode`, by halves of the stack where the device's memory does not hold the whole."""
+    try:
+        return stacked_decode(forward, flat, tokens)
+    except torch.cuda.OutOfMemoryError as error:
+        if len(flat) == 1:
+            raise CriError(
+                "device: no memory left to decode with one model; run again, training is finished"
+            ) from error
+    torch.cuda.empty_cache()
+    half = len(flat) // 2
+    return _decode_parts(forward, flat[:half], tokens) + _decode_parts(forward, flat[half:], tokens)
 
 
 def train_alone(materials: Materials, replica: Replica) -> Result:

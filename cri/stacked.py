@@ -319,6 +319,11 @@ class StackedTrainer:
         self.layout.load(self.flat[replica].detach().cpu(), into)
         return into
 
+    def release(self) -> None:
+        """Gives the memory of graphs and optimiser back; no step can follow."""
+        self._graphed.release()
+        del self._graphed, self.mean, self.square
+
     def save(self, path: Path, identity: Mapping[str, str]) -> None:
         """Writes the state to one safetensors file, atomically; `restore` compares `identity`."""
         state = {"flat": self.flat.detach(), "mean": self.mean, "square": self.square}

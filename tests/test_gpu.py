@@ -11,7 +11,9 @@ import torch
 
 from cri.config import RunConfig, TrainConfig
 from cri.evaluation import decode
+from cri.jointly import Replica
 from cri.materials import prepare
+from cri.replicas import train_replicas
 from cri.stacked import Layout, Member, StackedTrainer
 from cri.training import Trainer
 
@@ -86,3 +88,14 @@ def test_decoding_agrees_with_the_cpu():
     expected = decode(materials.model, materials.tokens)
     found = decode(materials.model.to("cuda"), materials.tokens)
     assert (expected.ids == found.ids).mean() > 0.99
+
+
+def test_a_stack_gives_its_memory_back(tmp_path):
+    """Decoding needs what training held: graphs and optimiser state go before it starts."""
+    materials = prepare(CONFIG)
+    replicas = [Replica(seed, materials.split.train) for seed in range(64)]
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    train_replicas(CONFIG, replicas, tmp_path, device="cuda", compiled=False, progress=False)
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() - before < 256 << 20

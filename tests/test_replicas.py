@@ -296,6 +296,29 @@ def test_out_of_memory_halves_the_stack(bank, replicas, tmp_path, monkeypatch):
     assert (load_bank(path).correct == bank.correct).mean() > 0.99
 
 
+def test_out_of_memory_in_decoding_costs_no_training(bank, replicas, tmp_path, monkeypatch):
+    import cri.jointly
+
+    real, sizes = cri.jointly.stacked_decode, []
+
+    def small(forward, flat, tokens):
+        sizes.append(len(flat))
+        if len(flat) > 1:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return real(forward, flat, tokens)
+
+    trained = []
+    run = StackedTrainer.run
+    monkeypatch.setattr(cri.jointly, "stacked_decode", small)
+    monkeypatch.setattr(
+        StackedTrainer, "run", lambda self, *a, **k: (trained.append(len(self.flat)), run(self, *a, **k))
+    )
+    path = train_replicas(CONFIG, replicas[:3], tmp_path, device="cpu", method="stacked", progress=False)
+    assert sizes == [3, 1, 2, 1, 1]
+    assert trained == [3]
+    assert (load_bank(path).correct == bank.correct[:3]).mean() > 0.99
+
+
 @pytest.mark.slow
 def test_a_diverged_replica_does_not_harm_the_others(replicas, tmp_path):
     config = CONFIG.replace(model="nano-rope", grad_clip=0.0)
