@@ -15,7 +15,10 @@ _RECIPES: dict[tuple[str, str], TrainConfig] = {
     ("mod_addition", "direct"): TrainConfig(steps=12000, lr=3e-3),
     ("base_addition", "direct"): TrainConfig(steps=4000, lr=8e-3),
     ("linear_regression", "direct"): TrainConfig(steps=4000, lr=8e-3),
-    ("chicken_rabbit", "direct"): TrainConfig(steps=3000, batch_size=128, lr=8e-3),
+    ("chicken_rabbit", "direct"): TrainConfig(steps=5000, batch_size=128, lr=8e-3),
+    ("mod_addition", "scratchpad"): TrainConfig(steps=4000, batch_size=128, lr=4e-3),
+    ("linear_regression", "scratchpad"): TrainConfig(steps=4000, batch_size=128, lr=4e-3),
+    ("chicken_rabbit", "scratchpad"): TrainConfig(steps=4000, batch_size=128, lr=4e-3),
     ("patchwork", "direct"): TrainConfig(steps=2000, lr=8e-3),
     ("digit_table", "direct"): TrainConfig(steps=2000, lr=8e-3),
 }
