@@ -19,6 +19,7 @@ from cri.plots.steps import (
 from cri.plots.style import (
     ERROR_COLORS,
     FORMAT_MARKERS,
+    FRAME,
     GROUP_COLORS,
     MODEL_COLORS,
     SPLIT_LINES,
@@ -31,6 +32,7 @@ from cri.plots.style import (
 __all__ = [
     "ERROR_COLORS",
     "FORMAT_MARKERS",
+    "FRAME",
     "GROUP_COLORS",
     "MODEL_COLORS",
     "SPLIT_LINES",

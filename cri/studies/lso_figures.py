@@ -77,7 +77,7 @@ def draw_failures(cases: pd.DataFrame, manifest: Mapping[str, Any], figures: Pat
     if cases.empty:
         return []
     models, splits = _panels(cases)
-    fig, axes = _grid(len(models), len(splits), size=(2.35, 2.8))
+    fig, axes = _grid(len(models), len(splits), size=(2.35, 3.1))  # room for a legend of two rows under each map
     for j, (key, part) in enumerate(models):
         task = _task(key[0], manifest)
         for i, split in enumerate(splits):
@@ -89,3 +89,29 @@ def draw_failures(cases: pd.DataFrame, manifest: Mapping[str, Any], figures: Pat
             plots.category_map(table, "failure", plots.ERROR_COLORS, ax, squares=square, axis_names=task.axis_names)
             ax.set_title(f"{_title(key, cases)}\n{split} split: {(table['failure'] != '').sum()} wrong, seed 0")
     return plots.save_figure(fig, figures / f"lso_failures_{manifest['name']}")
+
+
+def draw_prediction(cases: pd.DataFrame, steps: pd.DataFrame, manifest: Mapping[str, Any], figures: Path) -> list[Path]:
+    """The square enlarged: what was measured, and a dot on every case predicted to fail (a rule step that no case
+    executes in training); one panel a model. Nothing for the direct format alone, which writes no steps."""
+    cases = cases[(cases["format"] != "direct") & (cases["split"] == "square")]
+    if cases.empty:
+        return []
+    models, _ = _panels(cases)
+    fig, axes = plots.figure(1, len(models), size=(2.3, 2.7))
+    for ax, (key, part) in zip(axes[0], models, strict=True):
+        task, half_side = _task(key[0], manifest), manifest["half_side"]
+        square = (*task.center, half_side)
+        plots.accuracy_map(part, ax, value="accuracy", squares=[square], axis_names=task.axis_names,
+                           colorbar=key == models[-1][0])  # fmt: skip
+        predicted = part[~part["train"] & (part["n_unseen"] > 0)]
+        ax.scatter(predicted["col"], predicted["row"], s=3, color=plots.FRAME, linewidths=0)
+        row, col = task.center
+        ax.set_xlim(col - half_side - 2.5, col + half_side + 2.5)
+        ax.set_ylim(row + half_side + 2.5, row - half_side - 2.5)
+        fit = steps[(steps[_MODEL_KEYS] == list(key)).all(axis=1) & (steps["split"] == "square")].iloc[0]
+        ax.set_title(
+            f"{_title(key, cases)}\n{len(predicted)} cases have an unseen step\n"
+            f"agreement: MCC {fit['mcc']:.2f} [{fit['mcc_low']:.2f}, {fit['mcc_high']:.2f}]"
+        )
+    return plots.save_figure(fig, figures / f"lso_steps_{manifest['name']}")

@@ -101,7 +101,7 @@ def run(config: LsoMapConfig) -> Path:
     runs, cases = pd.DataFrame(rows)[_RUN_COLUMNS], pd.concat(parts, ignore_index=True)
     tables = {
         "runs": runs,
-        "cases": case_table(cases),
+        "cases": case_table(cases, configs),
         "rings": ring_table(cases, config.half_side, configs),
         "regions": region_table(cases, configs),
         "steps": step_table(cases, configs),
@@ -129,13 +129,14 @@ def draw(folder: Path, figures: Path) -> list[Path]:
 
     from cri.plots import style
     from cri.runs import read_json
-    from cri.studies.lso_figures import draw_failures, draw_maps, draw_rings
+    from cri.studies.lso_figures import draw_failures, draw_maps, draw_prediction, draw_rings
 
     manifest = read_json(folder / "manifest.json")
     cases = pd.read_csv(folder / "cases.csv", keep_default_na=False)
     with style():
         drawn = draw_maps(cases, manifest, figures) + draw_rings(pd.read_csv(folder / "rings.csv"), manifest, figures)
-        return drawn + draw_failures(cases, manifest, figures)
+        drawn += draw_failures(cases, manifest, figures)
+        return drawn + draw_prediction(cases, pd.read_csv(folder / "steps.csv"), manifest, figures)
 
 
 def main() -> None:

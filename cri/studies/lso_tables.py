@@ -34,14 +34,20 @@ def run_row(table: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, objec
     }
 
 
-def case_table(cases: pd.DataFrame) -> pd.DataFrame:
-    """Every case over seeds, one row a map and case: `accuracy`, `n_seeds`, and the `failure` of the first seed
-    (the first deviation's kind, `truncated`, or empty where the answer is right)."""
+def case_table(cases: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame:
+    """Every case over seeds, one row a map and case: `accuracy`, `n_seeds`, the `failure` of the first seed (the first
+    deviation's kind, `truncated`, or empty where the answer is right), and `n_unseen`, how many of its rule steps no
+    other case executes in training."""
     failure = cases["error"].where(cases["status"] != "truncated", "truncated").where(~cases["correct"], "")
     grouped = cases.assign(failure=failure).groupby([*KEYS, "id", "row", "col", "train"], sort=False)
-    return grouped.agg(
+    table = grouped.agg(
         accuracy=("correct", "mean"), n_seeds=("correct", "size"), failure=("failure", "first")
     ).reset_index()
+    parts = [
+        part.assign(n_unseen=step_coverage(task, split)["n_unseen"].to_numpy()[part["id"]])
+        for _, part, task, split in _maps(table, configs)
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _maps(
