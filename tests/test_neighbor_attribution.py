@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 
 from cri.errors import CriError
-from cri.studies.neighbor_attribution import PRESETS, run
+from cri.runs import write_json
+from cri.studies.neighbor_attribution import PRESETS, causal_text, run
 from cri.studies.neighbor_figures import draw
+from cri.studies.neighbor_tables import causal
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,37 @@ def test_tables_are_reused_and_figures_come_from_them_alone(study, tmp_path):
     assert (config.record / config.name / "complete.json").stat().st_mtime_ns == before
     assert time.perf_counter() - started < 60
     assert {p.name for p in draw(config.record / config.name, tmp_path)} == {p.name for p in figures}
+
+
+def test_measured_effects_stand_beside_enrichment_where_the_models_are_alike(study, tmp_path):
+    config, _ = study
+    enrichment = pd.read_csv(config.record / config.name / "enrichment.csv")
+    keys = {"task": "addition", "format": "direct", "tokenizer": "number", "split": "square"}
+    groups = ["near", "same_answer", "same_operand", "same_step"]
+    ends = {"low": -1.0, "high": 3.0}
+    effects = pd.DataFrame(
+        {**keys, **ends, "target": "prediction", "region": "all", "size": 60, "n_removed": 60.0, "group": groups,
+         "estimate": [2.0, 1.0, 0.0, 0.5]}
+    )  # fmt: skip
+    doses = pd.DataFrame(
+        {**keys, **ends, "region": "square", "removed": 0.5, "per": 10, "group": groups, "effect": [0.2, 0.1, 0.0, 0.0]}
+    )
+    effects.to_csv(tmp_path / "groups.csv", index=False)
+    doses.to_csv(tmp_path / "doses.csv", index=False)
+    write_json(tmp_path / "manifest.json", {"models": {"model": "nano", "size": 0, "half_side": 10}})
+    assert causal(enrichment, tmp_path, config) is None  # effects on a larger grid
+    shape = {"model": "nano", "size": config.size, "half_side": config.half_side}
+    write_json(tmp_path / "manifest.json", {"models": shape})
+    table = causal(enrichment, tmp_path, config)
+    assert table is not None
+    assert {"cosine", "grad_cos", "ekfac"} <= set(table["method"])
+    near = table[table["group"] == "near"]
+    assert (near["effect"] == 2.0).all()
+    assert (near["worth"] == 0.2).all()
+    asked = (enrichment["model"] == "square") & (enrichment["set"] == "full") & (enrichment["method"] == "ekfac")
+    mine = enrichment[asked].set_index("group")
+    assert near.set_index("method").loc["ekfac", "enrichment"] == mine.loc["near", "estimate"]
+    assert "removed (60 cases)" in causal_text(table)
 
 
 @pytest.mark.parametrize(

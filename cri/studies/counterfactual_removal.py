@@ -107,6 +107,7 @@ def run(config: CounterfactualRemoval) -> list[Path]:
             write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.5g"))
         facts = {
             "bank": config.bank,
+            "models": retraining_bank.PRESETS[config.bank].shape,
             "records": {**sources(source, "base"), **sources(source, "removals-*"), **sources(source, "subsets-*")},
             "n_boot": config.n_boot,
             "code": code_hash("removal_tables.py"),

@@ -56,6 +56,8 @@ class NeighborAttribution:
     """Folder of trained runs."""
     record: Path = Path("studies/neighbor_attribution")
     """Folder of recorded tables."""
+    removal: Path = Path("studies/counterfactual_removal/gpu")
+    """Recorded tables of `counterfactual_removal`, to lay the effect of removing each group beside its enrichment."""
     figures: Path = Path("figures")
     jobs: int = 0
     """Runs trained at once on CPU; 0 is one a core."""
@@ -95,7 +97,7 @@ def _identity(config: NeighborAttribution, runs: list[Path]) -> dict[str, Any]:
     """What the tables depend on: options, weights and code; not where things lie or how many cores work."""
     from cri.runs import MARKER, file_sha256, read_json
 
-    elsewhere = ("name", "runs", "record", "figures", "jobs", "device")
+    elsewhere = ("name", "runs", "record", "figures", "removal", "jobs", "device")
     options = {k: v for k, v in asdict(config).items() if k not in elsewhere}
     package = Path(__file__).parents[1]
     files = [f for f in sorted(package.rglob("*.py")) if f.parent.name not in ("plots", "studies")]
@@ -104,6 +106,9 @@ def _identity(config: NeighborAttribution, runs: list[Path]) -> dict[str, Any]:
     return {
         "options": json.loads(json.dumps(options)),
         "runs": {path.name: _weights(read_json(path / MARKER)["sha256"]) for path in runs},
+        "removal": {
+            p.name: file_sha256(p) for p in sorted(config.removal.glob("*.csv")) if p.stem in ("groups", "doses")
+        },
         "code": hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()[:16],
     }
 
@@ -159,6 +164,8 @@ def run(config: NeighborAttribution) -> list[Path]:
     figures = draw(folder, config.figures)
     for name, title in (("accuracy", "Accuracy"), ("overall", "Verdict (association, not causation)")):
         print(f"\n{title}\n{pd.read_csv(folder / f'{name}.csv').to_string(index=False)}")
+    if (folder / "causal.csv").exists():
+        print(f"\nEnrichment beside the measured effect\n{causal_text(pd.read_csv(folder / 'causal.csv'))}")
     print(f"\nEvidence\n{verdict_text(pd.read_csv(folder / 'verdicts.csv'))}")
     print("\nTables", folder, "\nFigures", *figures, sep="\n  ")
     return figures
@@ -176,6 +183,17 @@ def verdict_text(table: pd.DataFrame) -> str:
             f"{x:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]" for x, low, high in zip(*columns, strict=True)
         ]
     return shown.assign(verdict=table["verdict"]).to_string(index=False)
+
+
+def causal_text(table: pd.DataFrame) -> str:
+    """Enrichment of each group by method, and in the first rows what its removal did and what its cases are worth."""
+    groups = table.drop_duplicates("group").set_index("group")
+    rows = {f"removed ({groups['n_removed'].mean():.0f} cases)": groups["effect"]}
+    rows[f"worth of {groups['per'].iloc[0]:.0f} more"] = groups["worth"]
+    for (method, site), part in table.groupby(["method", "site"], sort=False):
+        rows[f"{method}, {site.partition('@')[0]}"] = part.set_index("group")["enrichment"]
+    shown = type(table)(rows).T
+    return shown.to_string(float_format=lambda x: f"{x:.2f}")
 
 
 def main() -> None:

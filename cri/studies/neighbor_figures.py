@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from cri import plots
+from cri.plots.removals import group_points
 from cri.runs import read_json
 
 METHODS = {
@@ -16,7 +17,9 @@ METHODS = {
     "whitened_cosine": "whitened cosine",
     "grad_dot": "GradDot",
     "grad_cos": "GradCos",
+    "ekfac": "EK-FAC",
 }
+PARAMETER_METHODS = ("grad_dot", "grad_cos", "ekfac")
 BASELINES = ("same_answer", "shared_operand", "nearest_operands", "shared_step", "bm25")
 
 
@@ -31,10 +34,10 @@ def _columns(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     holds the names under each axis."""
     panels = []
     for method in table["method"].unique():
-        if method in METHODS and not method.startswith("grad"):
+        if method in METHODS and method not in PARAMETER_METHODS:
             part = table[table["method"] == method]
             panels.append((METHODS[method], part.assign(site=part["site"].map(short_site))))
-    gradients = table[table["method"].str.startswith("grad")]
+    gradients = table[table["method"].isin(PARAMETER_METHODS)]
     panels.append(("gradients", gradients.assign(site=gradients["method"].map(METHODS))))
     content = table[table["method"].isin(BASELINES)]
     if len(content):
@@ -139,6 +142,33 @@ def _umap(table: pd.DataFrame) -> Any:
     return fig
 
 
+def _causal(table: pd.DataFrame) -> Any:
+    """What removing each group does, what its cases are worth, and how far three methods enrich it."""
+    last = [site for site in table["site"].unique() if "resid_post" in site][-1]
+    groups = table.drop_duplicates("group")
+    fig, axes = plots.figure(1, 5, (1.75, 2.3))
+    shown = [
+        (
+            groups,
+            "effect",
+            f"measured: removal of\n{groups['n_removed'].mean():.0f} cases",
+            "drop of log-odds beyond random",
+        ),
+        (groups, "worth", f"measured: {groups['per'].iloc[0]:.0f} cases more\n(random subsets)", "gain of log-odds"),
+    ]
+    chosen = (("cosine", last), ("grad_cos", None), ("ekfac", None))
+    for method, site in chosen:
+        part = table[(table["method"] == method) & ((table["site"] == site) | (site is None))]
+        where = f", {short_site(site)}" if site else ""
+        renamed = part.rename(columns={"low": "enrichment_low", "high": "enrichment_high"})
+        shown.append((renamed, "enrichment", f"{METHODS[method]}{where}", "enrichment in top-k"))
+    for ax, (part, value, title, label) in zip(axes[0], shown, strict=True):
+        group_points(part, value, ax, reference=1.0 if value == "enrichment" else 0.0, log=value == "enrichment")
+        ax.set_title(title)
+        ax.set_ylabel(label)
+    return fig
+
+
 def draw(tables: Path, figures: Path) -> list[Path]:
     """Draws every figure of the study from the tables in a folder; returns the files written."""
     manifest = read_json(tables / "manifest.json")
@@ -153,4 +183,6 @@ def draw(tables: Path, figures: Path) -> list[Path]:
             "distance": _distance(t["distance"], t["distance_auc"]),
             "umap": _umap(t["embedding"]),
         }
+        if "causal" in t:
+            drawn["causal"] = _causal(t["causal"])
         return [path for name, fig in drawn.items() for path in plots.save_figure(fig, figures / f"{prefix}_{name}")]

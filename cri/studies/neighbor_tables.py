@@ -16,11 +16,14 @@ import torch
 from cri import statistics
 from cri.activations import collect, residual_sites
 from cri.attribution import baselines
+from cri.attribution.ekfac import fit_ekfac
 from cri.attribution.gradients import gradient_scores
+from cri.attribution.influence import influence
 from cri.attribution.neighbors import nearest, similarity
 from cri.data import TokenTable
 from cri.errors import CriError
 from cri.models import to_bridge
+from cri.runs import read_json
 from cri.splits import depth
 from cri.tokenization import encode_texts
 from cri.train import Run, load_run
@@ -100,6 +103,9 @@ def scored(subject: Subject, metrics: Sequence[str]) -> Iterator[tuple[str, str,
     gradients = gradient_scores(subject.model, run.tokens[train], own, progress=sys.stderr.isatty())
     yield "grad_dot", PARAMETERS, gradients.dot
     yield "grad_cos", PARAMETERS, gradients.cos.astype(np.float32)
+    fisher = fit_ekfac(subject.model, run.tokens[train], progress=sys.stderr.isatty())
+    scores = influence(subject.model, fisher, run.tokens[train], own, progress=sys.stderr.isatty())
+    yield "ekfac", PARAMETERS, scores.astype(np.float32)
     if subject.name == "untrained":
         return  # content baselines do not depend on the model
     task, answers = run.task, run.task.answers
@@ -307,6 +313,44 @@ def accuracies(runs: Mapping[str, Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def causal(enrichment: pd.DataFrame, removal: Path, config: NeighborAttribution) -> pd.DataFrame | None:
+    """For each group of training cases, how far every method enriches it beside what retraining without it does.
+
+    Returns:
+        One row a method, site and group: `enrichment`, `low`, `high` of the square model; `effect`, `effect_low`,
+        `effect_high`, the drop of the log-odds when cases of the group are removed (`n_removed` on average; beyond
+        random removal, over all test cases of the square split) and `worth`, `worth_low`, `worth_high`, the effect
+        of `per` training cases more of the group on the square's right answers, from random subsets. None where
+        `removal` holds no tables of models like these.
+    """
+    shape = {"model": config.model, "size": config.size, "half_side": config.half_side}
+    if not (removal / "manifest.json").exists() or read_json(removal / "manifest.json")["models"] != shape:
+        return None
+    names = {"task": config.task, "format": config.format, "tokenizer": config.tokenizer, "split": "square"}
+    measured: dict[str, pd.DataFrame] = {}
+    for name in ("groups", "doses"):
+        if not (removal / f"{name}.csv").exists():
+            return None
+        table = pd.read_csv(removal / f"{name}.csv")
+        measured[name] = table[np.all([table[key] == value for key, value in names.items()], axis=0)]
+    effects = measured["groups"][
+        (measured["groups"]["region"] == "all") & (measured["groups"]["target"] == "prediction")
+    ]
+    doses = measured["doses"][measured["doses"]["region"] == "square"]
+    if effects.empty or doses.empty:
+        return None
+    # the size at which all groups could be removed
+    effects = effects[effects["size"] == effects["size"].min()]
+    ends = {"low": "effect_low", "high": "effect_high"}
+    effects = effects.rename(columns={"estimate": "effect", **ends})[["group", "effect", *ends.values(), "n_removed"]]
+    doses = doses[doses["removed"] == doses["removed"].max()]
+    ends = {"low": "worth_low", "high": "worth_high"}
+    doses = doses.rename(columns={"effect": "worth", **ends})[["group", "worth", *ends.values(), "per"]]
+    mine = enrichment[(enrichment["model"] == "square") & (enrichment["set"] == "full")]
+    mine = mine.rename(columns={"estimate": "enrichment"})[["method", "site", "group", "enrichment", "low", "high"]]
+    return mine.merge(effects, on="group").merge(doses, on="group")
+
+
 def compute(paths: Sequence[tuple[Path, Path]], config: NeighborAttribution) -> dict[str, pd.DataFrame]:
     """All tables, from (square run, random run) folders, one pair a seed; maps and UMAP are of the first."""
     out = Collected()
@@ -334,4 +378,7 @@ def compute(paths: Sequence[tuple[Path, Path]], config: NeighborAttribution) -> 
     tables |= summarize(out, config)
     tables["overall"] = statistics.overall(tables["verdicts"], (("cosine", last), ("grad_cos", PARAMETERS)))
     tables["accuracy"] = pd.concat(accuracy)
+    beside = causal(tables["enrichment"], config.removal, config)
+    if beside is not None:
+        tables["causal"] = beside
     return tables

@@ -86,6 +86,11 @@ class RetrainingBank:
         changes = {"steps": self.steps, "batch_size": self.batch_size}
         return config.replace(**{key: value for key, value in changes.items() if value})
 
+    @property
+    def shape(self) -> dict[str, str | int]:
+        """What models of other studies must share with this bank's to be laid beside them."""
+        return {"model": self.model, "size": self.size, "half_side": self.half_side}
+
     def folder(self, family: str, kind: str) -> Path:
         """Where the record of a plan lies."""
         return self.record / self.name / family.replace(":", "-") / kind
