@@ -311,6 +311,15 @@ def test_step_coverage_of_addition(half_side: int, n_unseen: int):
     assert (table.index == range(task.n_cases)).all()
 
 
+def test_step_coverage_by_column_of_addition():
+    """In the column of tens, the pairs of 4 and 5 occur in the square alone, with a carry or without: 20 x 20 cases."""
+    task = make_task("addition")
+    split = make_split(task, "square")
+    unseen = step_coverage(task, split, by_column=True)["n_unseen"].to_numpy() > 0
+    assert unseen[split.test_ids].sum() == 400
+    assert all(max(task.operands[i]) == 60 for i in split.test_ids[~unseen[split.test_ids]])
+
+
 def test_step_coverage_by_hand():
     task = make_task("addition", size=12)
     split = make_split(task, "random", fraction=0.5, seed=1)

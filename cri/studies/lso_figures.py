@@ -98,7 +98,7 @@ def draw_prediction(cases: pd.DataFrame, steps: pd.DataFrame, manifest: Mapping[
     if cases.empty:
         return []
     models, _ = _panels(cases)
-    fig, axes = plots.figure(1, len(models), size=(2.3, 2.7))
+    fig, axes = plots.figure(1, len(models), size=(2.45, 2.7))
     for ax, (key, part) in zip(axes[0], models, strict=True):
         task, half_side = _task(key[0], manifest), manifest["half_side"]
         square = (*task.center, half_side)
@@ -109,7 +109,8 @@ def draw_prediction(cases: pd.DataFrame, steps: pd.DataFrame, manifest: Mapping[
         row, col = task.center
         ax.set_xlim(col - half_side - 2.5, col + half_side + 2.5)
         ax.set_ylim(row + half_side + 2.5, row - half_side - 2.5)
-        fit = steps[(steps[_MODEL_KEYS] == list(key)).all(axis=1) & (steps["split"] == "square")].iloc[0]
+        own = (steps[_MODEL_KEYS] == list(key)).all(axis=1) & (steps["split"] == "square")
+        fit = steps[own & (steps["prediction"] == "unseen step")].iloc[0]
         ax.set_title(
             f"{_title(key, cases)}\n{len(predicted)} cases have an unseen step\n"
             f"agreement: MCC {fit['mcc']:.2f} [{fit['mcc_low']:.2f}, {fit['mcc_high']:.2f}]"

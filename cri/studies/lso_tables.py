@@ -96,7 +96,8 @@ def _operands(task: Task, case: int) -> list[str]:
 
 
 def step_table(cases: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame:
-    """How well "a held-out case fails iff one of its rule steps never occurs in training" fits what was measured.
+    """How well "a held-out case fails iff one of its rule steps never occurs in training" fits what was measured;
+    and the same of steps in their column.
 
     Columns of `statistics.agreement`, over held-out cases and seeds; beside it the control prediction "a case
     fails iff it lies at least `depth` rings inside the square" at the depth that fits best, which has a free
@@ -105,11 +106,12 @@ def step_table(cases: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFram
     rows = []
     for key, part, task, split in _maps(cases, configs):
         held_out = part[~part["train"]].copy()
-        unseen = step_coverage(task, split)["n_unseen"].to_numpy() > 0
-        held_out["predicted"] = unseen[held_out["id"]]
         held_out["failed"] = ~held_out["correct"]
         held_out["block"] = grid_blocks(task, held_out["id"].to_numpy())
-        rows.append({**key, "prediction": "unseen step", **agreement(held_out, "predicted", "failed")})
+        for prediction, by_column in (("unseen step", False), ("unseen step in its column", True)):
+            unseen = step_coverage(task, split, by_column)["n_unseen"].to_numpy() > 0
+            held_out["predicted"] = unseen[held_out["id"]]
+            rows.append({**key, "prediction": prediction, **agreement(held_out, "predicted", "failed")})
         for row, col, half in split.squares[:1]:
             rings = half - pd.concat([(held_out["row"] - row).abs(), (held_out["col"] - col).abs()], axis=1).max(axis=1)
             found = [
