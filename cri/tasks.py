@@ -352,20 +352,20 @@ class _Planted(_SquareGrid):
 
 @dataclass(frozen=True)
 class Patchwork(_Planted):
-    """The label of the nearest of `size * size / cell` random sites, each with a random label: local structure and
-    no rule, so a case can be answered from nearby cases only."""
+    """The label of the nearest of `n_sites` random sites, each with a random label: local structure and no rule, so a
+    case can be answered from nearby cases only. By default a patch has as many cases as a pair of digits."""
 
     name: ClassVar[str] = "patchwork"
-    cell: int = 50
+    n_sites: int = 100
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.cell >= 1, "cell", self.cell, "at least 1")
+        _require(self.n_sites >= 1, "n_sites", self.n_sites, "at least 1")
 
     @cached_property
     def _labels(self) -> Int[np.ndarray, "row col"]:
         rng = np.random.default_rng(self.seed)
-        sites = rng.uniform(0, self.size, size=(max(1, self.size**2 // self.cell), 2))
+        sites = rng.uniform(0, self.size, size=(self.n_sites, 2))
         cells = np.arange(self.size)[:, None]
         rows, cols = ((cells - sites[:, axis]) ** 2 for axis in (0, 1))
         nearest = (rows[:, None] + cols).argmin(axis=-1)

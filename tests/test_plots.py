@@ -13,6 +13,7 @@ import pytest
 
 from cri import plots
 from cri.errors import CriError
+from cri.plots import removals
 from cri.statistics import GROUPS
 
 N = 12
@@ -47,7 +48,35 @@ DISTANCE = pd.DataFrame({"distance": np.linspace(1, 2, 30), "correct": np.arange
 EMBEDDING = pd.DataFrame(
     {"x": np.arange(9.0), "y": np.arange(9.0), "value": np.arange(9), "mark": ["right", "wrong", *[np.nan] * 7]}
 )
+EFFECTS = pd.DataFrame(
+    [
+        {"region": region, "group": group, "estimate": e, "low": e - 1, "high": e + 1}
+        for region in ("edge", "outside")
+        for group, e in RATIOS.items()
+    ]
+)
+INDEX = pd.DataFrame(
+    {"name": ["planted", "addition"], "cri": [0.9, -0.2], "cri_low": [0.7, -0.6], "cri_high": [1, 0.3]}
+)
+DESIGNS = pd.DataFrame(
+    {"design": ["square", "square", "step"], "accuracy": [0.1, 0.0, 0.8], "unseen": [0.4, 0.4, 1.0], "n_held_out": 9}
+)
+QUALITY = pd.DataFrame(
+    {"name": ["same answer", "EK-FAC"], "content": [True, False], "lds": [0.2, 0.5], "lds_low": 0.1, "lds_high": 0.6}
+)
+FLIPS = pd.DataFrame(
+    {"name": ["random", "EK-FAC"] * 2, "k": [5, 5, 20, 20], "lost": [0, 0.5, 0.2, 1], "low": 0, "high": 1}
+)
+SLIDING = pd.DataFrame({"center_row": [5, 5, 9], "center_col": [5, 9, 5], "accuracy": [0.0, 0.5, 1.0]})
+POINTS = pd.DataFrame({"group": ["near", "same_step"], "effect": [1.0, 0.1], "effect_low": 0.0, "effect_high": 2.0})
 PLOTS: dict[str, Callable[..., Any]] = {
+    "removal_effects": lambda ax=None: removals.removal_effects(EFFECTS, ax),
+    "index_strip": lambda ax=None: removals.index_strip(INDEX, INDEX, ax),
+    "design_accuracy": lambda ax=None: removals.design_accuracy(DESIGNS, ax),
+    "quality_bars": lambda ax=None: removals.quality_bars(QUALITY, ax, ceiling=0.6),
+    "flip_curves": lambda ax=None: removals.flip_curves(FLIPS, ax),
+    "sliding_map": lambda ax=None: removals.sliding_map(SLIDING, ax),
+    "group_points": lambda ax=None: removals.group_points(POINTS, "effect", ax),
     "accuracy_map": lambda ax=None: plots.accuracy_map(cases(correct=ROWS > 5), ax, squares=[(6, 6, 2)]),
     "score_map": lambda ax=None: plots.score_map(
         cases(s=np.where(ROWS == 3, np.nan, COLS), top=ROWS == 1), "s", ax, test_case=(6, 6), top="top"

@@ -293,6 +293,10 @@ def test_studies_make_the_bank_they_need(tmp_path, monkeypatch):
     config = dataclasses.replace(counterfactual_removal.PRESETS["test"], records=tmp_path, jobs=3)
     assert counterfactual_removal.recorded(config, "removals-") == tmp_path / "test"
     assert [(c.record, c.jobs, c.name) for c in asked] == [(tmp_path, 3, "test")]
+    asked.clear()
+    counterfactual_removal.recorded(dataclasses.replace(config, bank="cpu"), "removals-")
+    assert [c.plans[0] for c in asked] == ["addition:direct:number/base", "patchwork:direct:number/base"]
+    assert {c.name for c in asked} == {"cpu"}
 
 
 @pytest.mark.parametrize(
@@ -302,9 +306,9 @@ def test_studies_make_the_bank_they_need(tmp_path, monkeypatch):
         ("retraining_bank", ["--plans", "addition:direct:number/bse"], "choose from base, subsets-50"),
         ("retraining_bank", ["--plans", "adition:direct:number/base"], "choose from addition"),
         ("retraining_bank", ["--removal-sizes", "0"], "removal_sizes"),
-        ("counterfactual_removal", ["--bank", "gpus"], "choose from cpu, gpu"),
+        ("counterfactual_removal", ["--bank", "gpus"], "choose from cpu, cpu-planted, gpu"),
         ("counterfactual_removal", ["--n-boot", "3"], "n_boot"),
-        ("leave_x_out", ["--bank", "gpus"], "choose from cpu, gpu"),
+        ("leave_x_out", ["--bank", "gpus"], "choose from cpu, cpu-planted, gpu"),
         ("attribution_quality", ["--family", "addition"], "TASK:FORMAT:TOKENIZER"),
         ("attribution_quality", ["test", "--family", "addition:rfft:digit"], "not recorded"),
         ("attribution_quality", ["--dampings", "-1"], "dampings"),

@@ -169,7 +169,7 @@ def sliding_map(table: pd.DataFrame, ax: Axes | None = None, *, axis_names: tupl
     for i, row in enumerate(grid.to_numpy()):
         for j, value in enumerate(row):
             if np.isfinite(value):
-                text, color = f"{value:.2f}".lstrip("0"), "white" if value < 0.6 else "black"
+                text, color = f"{value:.2f}".removeprefix("0"), "white" if value < 0.6 else "black"
                 ax.text(j, i, text, ha="center", va="center", fontsize=6, color=color)
     ax.set_xticks(range(grid.shape[1]), [str(c) for c in grid.columns])
     ax.set_yticks(range(grid.shape[0]), [str(r) for r in grid.index])

@@ -166,7 +166,7 @@ def removals(family: Family, options: RetrainingBank, split: str, record: Retrai
             label = predicted[name][int(np.searchsorted(family.queries, test_id))]
             for size in options.removal_sizes:
                 groups = removal_groups(task, train_ids, test_id, answers, label, size, seed)
-                for group, gone in groups.items():
+                for group, gone in ((kind, groups[kind]) for kind in options.removed if kind in groups):
                     note = {"group": group, "test_id": test_id, "region": region, "size": size, "n_removed": len(gone)}
                     yield Replica(seed, without(train, gone), note={"split": split, **note, EXPLAINS: name})
 

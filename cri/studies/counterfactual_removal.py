@@ -21,6 +21,8 @@ from cri.studies import retraining_bank
 
 NAME = "counterfactual_removal"
 MANIFEST = "manifest.json"
+REMOVALS = "removals-"
+"""Plans of designed removals begin so."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ PRESETS = {
 
 
 def recorded(config: Any, plan: str, family: str = "*") -> Path:
-    """The bank's folder; the bank is made first where it holds no finished record of a plan of the family (of any by
-    default) that begins with `plan`. Raises `CriError` where it has none of that either."""
+    """The bank's folder; the bank (for removals also its planted models) is made first where it holds no finished record
+    of a plan of the family (of any by default) that begins with `plan`. Raises `CriError` where it has none of that either."""
     import dataclasses
 
     from cri.runs import is_complete
@@ -67,8 +69,11 @@ def recorded(config: Any, plan: str, family: str = "*") -> Path:
     if not any(is_complete(path) for path in folder.glob(f"{family}/{plan}*")):
         if not any(p.replace(":", "-").split("/")[0] == family for p in preset.plans) and family != "*":
             raise CriError(f"family: {family} is not recorded in {folder}, nor among the plans of that preset")
-        bank = dataclasses.replace(preset, record=config.records, jobs=config.jobs, device=config.device)
-        retraining_bank.run(bank)
+        for name in (config.bank, f"{config.bank}-planted"):
+            if name in retraining_bank.PRESETS and (name == config.bank or plan == REMOVALS):
+                bank = retraining_bank.PRESETS[name]
+                bank = dataclasses.replace(bank, record=config.records, jobs=config.jobs, device=config.device)
+                retraining_bank.run(bank)
     return folder
 
 
@@ -98,7 +103,7 @@ def run(config: CounterfactualRemoval) -> list[Path]:
     from cri.studies.removal_tables import compute
 
     started = time.perf_counter()
-    source = recorded(config, "removals-")
+    source = recorded(config, REMOVALS)
     folder = config.record / config.bank
     tables = compute(source, config.n_boot)
     with locked(folder):

@@ -81,6 +81,9 @@ def every_method(
         f"{EKFAC_NAME}, empirical",
         influence_scores(question, model, fitted(question, model, "empirical"), DEFAULT_DAMPING),
     )
+    if config.cg_steps:
+        refined = influence_scores(question, model, fisher, DEFAULT_DAMPING, config.cg_steps)
+        yield f"{EKFAC_NAME} + {config.cg_steps} CG steps", refined
     if len(models) > 1:
         others = []
         for replica, other in zip(models[1:], asked[1:], strict=True):

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cri.attribution.removals import REMOVALS
 from cri.cli import run_command
 from cri.config import RunConfig
-from cri.errors import CriError, out_of_range
+from cri.errors import CriError, out_of_range, unknown_name
 from cri.recipes import recipe
 
 NAME = "retraining_bank"
@@ -48,7 +49,9 @@ class RetrainingBank:
     """Test cases of designed removals in each region of the square split; twice as many of the random split."""
     removal_sizes: tuple[int, ...] = (60, 200)
     """Cases removed; fewer where fewer share a step with the test case."""
-    n_random_removals: int = 3
+    removed: tuple[str, ...] = REMOVALS
+    """Groups that are removed, besides random cases."""
+    n_random_removals: int = 6
     """Random removals for each seed and size."""
     leave_out_seeds: tuple[int, ...] = (0, 1, 2)
     n_centers: int = 7
@@ -71,6 +74,9 @@ class RetrainingBank:
             low = 1 if field in ("removal_sizes", "top_k") else 0
             if not values or len(set(values)) != len(values) or min(values) < low:
                 raise out_of_range(field, values, "one or more different whole numbers")
+        for group in self.removed:
+            if group not in REMOVALS:
+                raise unknown_name("removed", group, REMOVALS)
         for field, low in (("half_side", 1), ("n_subsets", 2), ("n_new_seeds", 0), ("n_outside", 1), ("n_tests", 1),
                            ("n_random_queries", 1), ("n_random_removals", 1), ("n_centers", 2)):  # fmt: skip
             if getattr(self, field) < low:
@@ -101,26 +107,32 @@ def _plans(families: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
 
 
 _NUMBER, _DIGIT = "addition:direct:number", "addition:direct:digit"
-_REMOVALS = ("removals-square", "removals-random", "leave-out")
+_DESIGNED = ("removals-square", "removals-random", "leave-out")
 _TASKS = ("base_addition", "linear_regression", "chicken_rabbit", "mod_addition")
 _PLANTED = _plans({f"{task}:direct:number": ("base", "removals-square") for task in ("patchwork", "digit_table")})
 PRESETS = {
     # for 2 cores: a smaller grid, fewer steps, two seeds a subset
     "cpu": RetrainingBank(
-        plans=(*_plans({_NUMBER: ("base", "subsets-50", *_REMOVALS, "top-k")}), *_PLANTED),
+        plans=_plans({_NUMBER: ("base", "subsets-50", *_DESIGNED, "top-k")}),
         size=30, half_side=3, steps=500, batch_size=128, n_new_seeds=1, n_outside=40, n_random_queries=100, n_tests=3,
         removal_sizes=(20,), n_random_removals=2, n_centers=5, top_k=(5, 20, 80),
     ),
+    "cpu-planted": RetrainingBank(
+        plans=_PLANTED, size=30, half_side=3, steps=800, batch_size=128, n_outside=40, n_random_queries=20, n_tests=3,
+        removal_sizes=(20,), removed=("near", "same_step"), n_random_removals=2,
+    ),
     "gpu": RetrainingBank(
         plans=(
-            *_plans({_NUMBER: ("base", "subsets-50", *_REMOVALS, "subsets-10"), _DIGIT: ("base", *_REMOVALS)}),
+            *_plans({_NUMBER: ("base", "subsets-50", *_DESIGNED, "subsets-10"), _DIGIT: ("base", *_DESIGNED)}),
             *_plans({_NUMBER: ("sliding", "top-k", "subsets-random-50"), _DIGIT: ("subsets-50", "sliding")}),
         ),
         name="gpu",
     ),
-    "planted": RetrainingBank(plans=_PLANTED, removal_sizes=(200,), name="gpu"),
+    "gpu-planted": RetrainingBank(
+        plans=_PLANTED, n_tests=6, removal_sizes=(200,), removed=("near", "same_step"), name="gpu"
+    ),
     "tasks": RetrainingBank(
-        plans=_plans({f"{task}:direct:number": ("base", *_REMOVALS) for task in _TASKS}),
+        plans=_plans({f"{task}:direct:number": ("base", *_DESIGNED) for task in _TASKS}),
         n_tests=2, removal_sizes=(200,), n_random_removals=2, name="gpu",
     ),
     "scratchpad": RetrainingBank(
@@ -128,14 +140,15 @@ PRESETS = {
         n_tests=2, removal_sizes=(200,), n_random_removals=2, leave_out_seeds=(0,), name="gpu",
     ),
     "test": RetrainingBank(
-        plans=_plans({_NUMBER: ("base", "subsets-50", *_REMOVALS, "sliding")}),
+        plans=_plans({_NUMBER: ("base", "subsets-50", *_DESIGNED, "sliding")}),
         size=16, half_side=1, steps=30, batch_size=32, seeds=(0, 1), n_subsets=4, n_new_seeds=1, n_outside=6,
         n_random_queries=10, n_tests=2, removal_sizes=(8,), n_random_removals=1, leave_out_seeds=(0,), n_centers=2,
         top_k=(4,),
         name="test",
     ),
 }  # fmt: skip
-"""`gpu`, `planted`, `tasks` and `scratchpad` fill one folder; together they take tens of minutes of an H100."""
+"""`cpu` and `cpu-planted` fill one folder, so do `gpu`, `gpu-planted`, `tasks` and `scratchpad`; the latter take tens
+of minutes of an H100 together."""
 
 
 def run(config: RetrainingBank) -> list[Path]:
