@@ -106,7 +106,7 @@ def test_leave_out_refuses_bad_designs():
 
 
 def test_planted_tasks_hold_what_was_planted():
-    table, patches = make_task("digit_table", size=30), make_task("patchwork", size=30)
+    table, patches = make_task("digit_table", size=30), make_task("patchwork", size=30, n_sites=30)
     digits = table.cases % 10
     by_pair = pd.Series(table.values).groupby([digits[:, 0], digits[:, 1]]).nunique()
     assert (by_pair == 1).all()

@@ -58,8 +58,9 @@ PRESETS = {
 
 
 def recorded(config: Any, plan: str, family: str = "*") -> Path:
-    """The bank's folder; the bank (for removals also its planted models) is made first where it holds no finished record
-    of a plan of the family (of any by default) that begins with `plan`. Raises `CriError` where it has none of that either."""
+    """The bank's folder. Where it holds no finished record of a plan of the family (of any by default) that begins with
+    `plan`, the bank is made first, for removals also its planted models. Raises `CriError` for a family that the preset
+    has not."""
     import dataclasses
 
     from cri.runs import is_complete
