@@ -8,6 +8,7 @@ colour and a format the same marker in every figure.
 from cri.plots.curves import distance_correctness, enrichment_curves, matched_curves, ring_accuracy
 from cri.plots.maps import accuracy_map, category_map, embedding_map, frame_square, grid_map, score_map
 from cri.plots.steps import (
+    OUTCOME_COLORS,
     agreement_map,
     component_bars,
     effect_map,
@@ -35,6 +36,7 @@ __all__ = [
     "FRAME",
     "GROUP_COLORS",
     "MODEL_COLORS",
+    "OUTCOME_COLORS",
     "SPLIT_LINES",
     "TASK_COLORS",
     "accuracy_map",

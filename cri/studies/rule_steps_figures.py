@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,27 @@ def _title(key: Any) -> str:
     return ", ".join(str(part).replace("_", " ") for part in (key if isinstance(key, tuple) else (key,)))
 
 
-def _maps(table: pd.DataFrame) -> Any:
-    """Rows: subject and variable; left the rule's prediction, right the source's own text (first seed, cases
+def _maps(table: pd.DataFrame) -> Iterator[tuple[str, Any]]:
+    """One figure a subject. Rows: variable; left the rule's prediction, right the source's own text (first seed, cases
     outside the square where there are any)."""
     table = table[table["seed"] == table.groupby(SUBJECT)["seed"].transform("min")]
-    panels = []
-    for key, part in table.groupby([*SUBJECT, "variable"], sort=False):
-        region = "outside" if "outside" in set(part["region"]) else "inside"
-        panels.append((key, part[part["region"] == region], region))
-    width = max(part["position"].nunique() for _, part, _ in panels)
-    # code lines of a rule's trace are printed upright, and need the height
-    height = 1.75 if table["token"].str.len().max() <= 4 else 2.3
-    fig, axes = plots.figure(len(panels), 2, (max(3.2, min(0.17 * width + 1.2, 8.0)), height))
-    for row, (key, part, region) in zip(axes, panels, strict=True):
-        for ax, value, what in zip(row, ("rule", "source"), ("rule", "source's own text"), strict=True):
-            plots.effect_map(part, ax, value=value, label="share of pairs")
-            ax.set_title(f"{_title(key)} swapped, {region} (n = {part['n'].max()}): {what}")
-    return fig
+    for key, subject in table.groupby(SUBJECT, sort=False):
+        panels = []
+        for variable, part in subject.groupby("variable", sort=False):
+            region = "outside" if "outside" in set(part["region"]) else "inside"
+            panels.append((str(variable), part[part["region"] == region], region))
+        width = max(part["position"].nunique() for _, part, _ in panels)
+        # code lines of a rule's trace are printed upright, and need the height
+        height = 1.5 if subject["token"].str.len().max() <= 4 else 2.3
+        fig, axes = plots.figure(len(panels), 2, (max(3.2, min(0.17 * width + 0.6, 6.5)), height), sharey=True)
+        for row, (variable, part, region) in zip(axes, panels, strict=True):
+            for ax, value, what in zip(row, ("rule", "source"), ("rule", "source's own text"), strict=True):
+                plots.effect_map(part, ax, value=value, colorbar=False)
+                ax.set_title(f"{variable} swapped, {region} (n = {part['n'].max()}): {what}")
+        bar = fig.colorbar(axes[0, 0].images[0], ax=axes, fraction=0.02, pad=0.01, aspect=30)
+        bar.set_label("share of pairs")
+        fig.suptitle(_title(key), fontsize=9)
+        yield "_".join(map(str, key)), fig  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def _follow(table: pd.DataFrame) -> Any:
@@ -49,9 +53,13 @@ def _follow(table: pd.DataFrame) -> Any:
         ]
         shown = pd.concat([part, control]) if fmt == "scratchpad" else part
         for ax, region in zip(row, ("inside", "outside"), strict=True):
-            plots.follow_bars(shown[shown["region"] == region], ax, legend=False)
-            ax.set_title(f"{_title(key)}\n{region} the square")
-    handles = {name: h for ax in axes.flat for h, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+            here = shown[shown["region"] == region]
+            plots.follow_bars(here, ax, legend=False)
+            largest = here.groupby("model", sort=False)["n"].max().reindex(plots.OUTCOME_COLORS).dropna().astype(int)
+            ax.set_title(f"{_title(key)}\n{region} the square, n ≤ {', '.join(map(str, largest))}")
+    handles = {}
+    for ax in axes.flat:
+        handles |= {name.split(" (")[0]: h for h, name in zip(*ax.get_legend_handles_labels(), strict=True)}
     fig.legend(handles.values(), handles, loc="outside lower center", ncols=3)
     return fig
 
@@ -103,13 +111,16 @@ def _agreement(table: pd.DataFrame, squares: dict[str, Any]) -> Any:
     ].mean()
     inside = mean.merge(table.loc[table["region"] == "inside", [*SUBJECT, "id"]].drop_duplicates(), on=[*SUBJECT, "id"])
     groups = list(inside.groupby(SUBJECT, sort=False))
-    fig, axes = plots.figure(1, len(groups), (3.0, 3.4))
-    for ax, (key, part) in zip(axes[0], groups, strict=True):
+    columns = min(2, len(groups))
+    fig, axes = plots.figure(-(-len(groups) // columns), columns, (3.2, 3.2))
+    for ax, (key, part) in zip(axes.flat, groups, strict=False):
         where = squares[key[0]]  # pyright: ignore[reportIndexIssue]
-        plots.agreement_map(
-            part, ax, squares=[tuple(s) for s in where["squares"]], axis_names=tuple(where["axis_names"])
-        )  # pyright: ignore[reportArgumentType]
+        framed, names = [tuple(s) for s in where["squares"]], tuple(where["axis_names"])
+        plots.agreement_map(part, ax, squares=framed, axis_names=names, legend=False)  # pyright: ignore[reportArgumentType]
         ax.set_title(f"{_title(key)} (n = {len(part)})")
+    for ax in list(axes.flat)[len(groups) :]:
+        ax.set_visible(False)
+    fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 
 
@@ -121,7 +132,7 @@ def draw(tables: Path, figures: Path) -> list[Path]:
     with plots.style():
         if "map" in t:
             numeric = pd.to_numeric(t["map"]["element"], errors="coerce")
-            drawn["map"] = _maps(t["map"].assign(element=numeric))
+            drawn |= {f"map_{name}": fig for name, fig in _maps(t["map"].assign(element=numeric))}
         if "follow" in t:
             drawn["follow"] = _follow(t["follow"])
             drawn["seen"] = _seen(t["follow"])
