@@ -61,11 +61,8 @@ def _index(index: pd.DataFrame, cases: pd.DataFrame) -> Any:
     planted, trained = index["task"].isin(PLANTED), index["model"] == "trained"
     # planted tasks and controls as a whole, models by region
     whole = one_region | (index["region"] == EVERYWHERE)
-    table = pd.concat(
-        [index[planted & trained & whole], index[~planted & ~trained & whole],
-         index[~planted & trained & (one_region | (index["region"] != EVERYWHERE))]],
-        ignore_index=True,
-    )  # fmt: skip
+    parts = (planted & trained & whole, ~trained & whole, ~planted & trained & (one_region | ~whole))
+    table = pd.concat([index[part] for part in parts], ignore_index=True)
     names = []
     for row in table.to_dict("records"):
         where = "" if row["region"] in (EVERYWHERE, "random") else f", {row['region']}"
@@ -90,5 +87,10 @@ def draw(tables: Path, figures: Path) -> list[Path]:
         cases = pd.concat([cases, other], ignore_index=True)
     prefix = f"counterfactual_removal_{tables.name}"
     with plots.style():
-        drawn = {"effects": _effects(t["groups"], "prediction"), "index": _index(t["index"], cases)}
+        drawn = {"index": _index(t["index"], cases)}
+        # addition beside its calibration, the other tasks apart: one row of panels holds no more
+        main = t["groups"]["task"].isin(["addition", *PLANTED])
+        for name, part in (("effects", t["groups"][main]), ("effects_tasks", t["groups"][~main])):
+            if len(part):
+                drawn[name] = _effects(part, "prediction")
         return [path for name, fig in drawn.items() for path in plots.save_figure(fig, figures / f"{prefix}_{name}")]
