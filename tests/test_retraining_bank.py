@@ -196,7 +196,8 @@ def bank(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bank")
     number = "addition:direct:number"
     plans = [
-        f"{number}/{kind}" for kind in ("subsets-50", "removals-square", "removals-random", "leave-out", "sliding")
+        f"{number}/{kind}"
+        for kind in ("subsets-50", "removals-square", "removals-random", "leave-out", "sliding", "near-sizes")
     ]
     plans += [f"{task}:direct:number/removals-square" for task in ("patchwork", "digit_table")]
     config = dataclasses.replace(
@@ -223,6 +224,9 @@ def test_removal_study_from_records_to_figures(bank, tmp_path):
     assert (cases["cri_low"] <= cases["cri_high"]).all()
     assert set(cases["split"]) == {"square"}
     assert pd.read_csv(tmp_path / "r" / "test" / "calibration.csv")["auc"].between(0, 1).all()
+    sizes = pd.read_csv(tmp_path / "r" / "test" / "near_sizes.csv")
+    assert set(sizes["size"]) == {8, 30}
+    assert (sizes["n_removed"] == sizes["size"]).all()
     doses = pd.read_csv(tmp_path / "r" / "test" / "doses.csv")
     assert set(doses["group"]) == {"near", "same_answer", "same_operand", "same_step"}
 

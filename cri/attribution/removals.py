@@ -13,6 +13,15 @@ REMOVALS = ("near", "same_answer", "same_operand", "same_step")
 """What a removed group shares with the test case; `random_removal` is their control."""
 
 
+def by_distance(
+    task: Task, train_ids: Int[np.ndarray, " train"], test_id: int, rng: np.random.Generator
+) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " train"]]:
+    """Positions in `train_ids` from the nearest case on the grid to the farthest, and the distances in the order of
+    `train_ids`. Distance is Chebyshev's; ties are at random: an order within a ring would favour an axis."""
+    distance = grid_distance(task, train_ids, np.array([test_id]))[:, 0]
+    return np.lexsort((rng.random(len(distance)), distance)), distance
+
+
 def removal_groups(
     task: Task,
     train_ids: Int[np.ndarray, " train"],
@@ -25,12 +34,11 @@ def removal_groups(
 ) -> dict[str, Int[np.ndarray, " _"]]:
     """Training cases to remove for one test case, by group, all groups of one size m <= `size`.
 
-    `near` is the m nearest on the grid (Chebyshev distance, ties at random: an order within a ring would favour
-    an axis). The others lie farther away than the `size` nearest and are disjoint, as in `statistics.GROUPS`:
-    `same_answer` has the answer `label`, `same_operand` an operand in its place, not the answer, `same_step` an
-    informative rule step (`baselines.informative_steps`), neither answer nor operand. m is `size`, or the number
-    of `same_step` cases where these are fewer: all of them are removed then. Each group is a random draw from its
-    cases; one that has fewer than m is left out.
+    `near` is the m nearest on the grid (`by_distance`). The others lie farther away than the `size` nearest and are
+    disjoint, as in `statistics.GROUPS`: `same_answer` has the answer `label`, `same_operand` an operand in its place
+    but not the answer, `same_step` neither of these but an informative rule step (`baselines.informative_steps`). m is
+    `size`, or the number of `same_step` cases where these are fewer: all of them are removed then. Each group is a
+    random draw from its cases; one that has fewer than m is left out.
 
     Args:
         train_labels: labels of the training cases' reference answers.
@@ -48,8 +56,7 @@ def removal_groups(
         raise CriError(f"test_id: {test_id} is a training case; a case is trivially its own neighbour")
     test = np.array([test_id])
     rng = np.random.default_rng([seed, test_id, size])
-    distance = grid_distance(task, train_ids, test)[:, 0]
-    order = np.lexsort((rng.random(len(distance)), distance))
+    order, distance = by_distance(task, train_ids, test_id, rng)
     far = distance > distance[order[size - 1]]
     answer = far & (np.asarray(train_labels) == label) & (label != "")
     operand = far & ~answer & (shared_operands(task, train_ids, test)[:, 0] > 0)

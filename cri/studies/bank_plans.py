@@ -9,13 +9,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from cri.attribution.leave_out import DESIGNS, leave_out
-from cri.attribution.removals import random_removal, removal_groups
+from cri.attribution.removals import by_distance, random_removal, removal_groups
 from cri.attribution.retrainings import EXPLAINS, Retrainings
 from cri.config import RunConfig
 from cri.data import TokenTable
@@ -171,6 +171,26 @@ def removals(family: Family, options: RetrainingBank, split: str, record: Retrai
                     yield Replica(seed, without(train, gone), note={"split": split, **note, EXPLAINS: name})
 
 
+def near_sizes(family: Family, options: RetrainingBank) -> Iterator[Replica]:
+    """Ever more of the nearest cases removed for test cases of each region, and as many random ones: from which size on
+    can an effect be measured?"""
+    train = family.base["square"]
+    train_ids = np.flatnonzero(train)
+    tests = [(r, t) for r in REGIONS for t in region_cases(family, options, r).tolist()]
+    sizes = [size for size in options.near_sizes if size < len(train_ids) // 2]
+    for seed in options.seeds:
+        for size in sizes:
+            note: dict[str, Any] = {"split": "square", "size": size, "n_removed": size, EXPLAINS: _name("square", seed)}
+            for draw in range(options.n_random_removals):
+                gone = random_removal(train_ids, size, 2000 + 1000 * seed + draw)
+                yield Replica(seed, without(train, gone), note={"group": "random", "test_id": -1, "region": "", **note})
+            for region, test_id in tests:
+                order, _ = by_distance(family.task, train_ids, test_id, np.random.default_rng([seed, test_id, size]))
+                gone = train_ids[order[:size]]
+                own = {"group": "near", "test_id": test_id, "region": region, **note}
+                yield Replica(seed, without(train, gone), note=own)
+
+
 def leave_outs(family: Family, options: RetrainingBank) -> Iterator[Replica]:
     """Every leave-X-out design at the square's size; where a design is random, each seed has its own draw."""
     n = (2 * options.half_side + 1) ** 2
@@ -243,6 +263,7 @@ PLANS: dict[str, Builder] = {
     "subsets-random-50": lambda family, options, record: subsets(family, options, "random", 0.5),
     "removals-square": lambda family, options, record: removals(family, options, "square", record),
     "removals-random": lambda family, options, record: removals(family, options, "random", record),
+    "near-sizes": lambda family, options, record: near_sizes(family, options),
     "leave-out": lambda family, options, record: leave_outs(family, options),
     "sliding": lambda family, options, record: sliding(family, options),
     "top-k": top_k,

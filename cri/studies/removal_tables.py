@@ -142,6 +142,18 @@ def group_table(table: pd.DataFrame, **options: Any) -> pd.DataFrame:
     return means.rename(columns={"n": "n_retrainings"}).merge(sizes.join(tests).reset_index(), on=[*KEYS, "group"])
 
 
+def size_table(folder: Path, **options: Any) -> pd.DataFrame:
+    """Effects of removing ever more of the nearest cases (`near-sizes`), as `group_table` has them."""
+    parts = []
+    for _, path in family_records(folder, "near-sizes"):
+        record = load_retrainings(path)
+        names = {name: getattr(record.config, name) for name in FAMILY[:-1]}
+        for target in TARGETS:
+            table = effects(outputs_table(record, record.log_odds(target), target))
+            parts.append(table.assign(**names, split="square"))
+    return group_table(pd.concat(parts, ignore_index=True), **options) if parts else pd.DataFrame()
+
+
 def dose_table(folder: Path, **options: Any) -> pd.DataFrame:
     """Effects of groups estimated from random subsets (`statistics.group_effects`), by region of the queries."""
     parts = []
@@ -234,6 +246,7 @@ def compute(folder: Path, n_boot: int) -> dict[str, pd.DataFrame]:
         ),
         "calibration": calibration(cases, **options),
         "doses": dose_table(folder, **options),
+        "near_sizes": size_table(folder, **options),
     }
     return {name: table for name, table in tables.items() if len(table)}
 

@@ -49,6 +49,9 @@ class RetrainingBank:
     """Test cases of designed removals in each region of the square split; twice as many of the random split."""
     removal_sizes: tuple[int, ...] = (60, 200)
     """Cases removed; fewer where fewer share a step with the test case."""
+    near_sizes: tuple[int, ...] = (20, 60, 200, 600, 2000)
+    """Numbers of the nearest cases that are removed, to find the size that matters; those below half of the training
+    cases."""
     removed: tuple[str, ...] = REMOVALS
     """Groups that are removed, besides random cases."""
     n_random_removals: int = 6
@@ -69,9 +72,9 @@ class RetrainingBank:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for field in ("seeds", "removal_sizes", "leave_out_seeds", "sliding_seeds", "top_k"):
+        for field in ("seeds", "removal_sizes", "leave_out_seeds", "sliding_seeds", "top_k", "near_sizes"):
             values = getattr(self, field)
-            low = 1 if field in ("removal_sizes", "top_k") else 0
+            low = 0 if field.endswith("seeds") else 1
             if not values or len(set(values)) != len(values) or min(values) < low:
                 raise out_of_range(field, values, "one or more different whole numbers")
         for group in self.removed:
@@ -113,9 +116,10 @@ _PLANTED = _plans({f"{task}:direct:number": ("base", "removals-square") for task
 PRESETS = {
     # for 2 cores: a smaller grid, fewer steps, two seeds a subset
     "cpu": RetrainingBank(
-        plans=_plans({_NUMBER: ("base", "subsets-50", *_DESIGNED, "top-k")}),
+        plans=_plans({_NUMBER: ("base", "subsets-50", *_DESIGNED, "near-sizes", "top-k")}),
         size=30, half_side=3, steps=500, batch_size=128, n_new_seeds=1, n_outside=40, n_random_queries=100, n_tests=3,
         removal_sizes=(20,), n_random_removals=2, n_centers=5, top_k=(5, 20, 80),
+        near_sizes=(20, 60, 200),
     ),
     "cpu-planted": RetrainingBank(
         plans=_PLANTED, size=30, half_side=3, steps=800, batch_size=128, n_outside=40, n_random_queries=20, n_tests=3,
@@ -124,7 +128,8 @@ PRESETS = {
     "gpu": RetrainingBank(
         plans=(
             *_plans({_NUMBER: ("base", "subsets-50", *_DESIGNED, "subsets-10"), _DIGIT: ("base", *_DESIGNED)}),
-            *_plans({_NUMBER: ("sliding", "top-k", "subsets-random-50"), _DIGIT: ("subsets-50", "sliding")}),
+            *_plans({_NUMBER: ("near-sizes", "sliding", "top-k", "subsets-random-50")}),
+            *_plans({_DIGIT: ("subsets-50", "sliding")}),
         ),
         name="gpu",
     ),
@@ -143,7 +148,7 @@ PRESETS = {
         plans=_plans({_NUMBER: ("base", "subsets-50", *_DESIGNED, "sliding")}),
         size=16, half_side=1, steps=30, batch_size=32, seeds=(0, 1), n_subsets=4, n_new_seeds=1, n_outside=6,
         n_random_queries=10, n_tests=2, removal_sizes=(8,), n_random_removals=1, leave_out_seeds=(0,), n_centers=2,
-        top_k=(4,),
+        top_k=(4,), near_sizes=(8, 30),
         name="test",
     ),
 }  # fmt: skip
