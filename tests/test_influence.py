@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from types import SimpleNamespace
 
@@ -20,6 +19,7 @@ from cri.attribution.layers import find_blocks
 from cri.attribution.outputs import log_likelihood, margin
 from cri.data import TokenTable
 from cri.errors import CorruptRunError, CriError
+from cri.studies.opponents import kronfluence_scores, linear_only
 
 OFF = {"bos_token_id": None, "eos_token_id": None}
 QUIET = {"progress": False}
@@ -314,60 +314,7 @@ def test_bad_arguments_are_named():
         fit_ekfac(model, train, labels="true", **QUIET)
 
 
-def linear_only(model: GPT2LMHeadModel) -> tuple[nn.Module, list[str]]:
-    """GPT-2 with every Conv1D written as nn.Linear, and the names of its linear layers: what kronfluence tracks."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, Conv1D):
-                linear = nn.Linear(*child.weight.shape, dtype=child.weight.dtype)
-                linear.weight = nn.Parameter(child.weight.detach().T.contiguous())
-                linear.bias = nn.Parameter(child.bias.detach().clone())
-                setattr(parent, name, linear)
-    return model, [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-
-
-def kronfluence_scores(model, layers, train, test, folder, batch_size, strategy):
-    """Empirical-Fisher scores [train, test] by kronfluence, and the CPU seconds they took."""
-    from kronfluence.analyzer import Analyzer, prepare_model
-    from kronfluence.arguments import FactorArguments, ScoreArguments
-    from kronfluence.task import Task
-
-    class LanguageModelling(Task):
-        def compute_train_loss(self, batch, model, sample=False):
-            ids, targets, _ = batch
-            logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)
-            return nn.functional.cross_entropy(logits, targets.flatten(), ignore_index=-100, reduction="sum")
-
-        def compute_measurement(self, batch, model):
-            return self.compute_train_loss(batch, model)
-
-        def get_influence_tracked_modules(self):
-            return layers
-
-        def get_attention_mask(self, batch):
-            return batch[2]
-
-    def dataset(tokens):
-        targets = torch.where(tokens.target_mask, tokens.ids, -100)[:, 1:]
-        return torch.utils.data.TensorDataset(tokens.ids[:, :-1], targets, tokens.token_mask[:, 1:].long())
-
-    task = LanguageModelling()
-    model = prepare_model(copy.deepcopy(model), task)
-    analyzer = Analyzer("oracle", model, task, cpu=True, output_dir=str(folder / strategy), disable_tqdm=True)
-    begin = time.process_time()
-    analyzer.fit_all_factors(
-        "factors", dataset(train), per_device_batch_size=batch_size,
-        factor_args=FactorArguments(strategy=strategy, use_empirical_fisher=True),
-    )  # fmt: skip
-    analyzer.compute_pairwise_scores(
-        "scores", "factors", dataset(test), dataset(train), per_device_query_batch_size=batch_size,
-        per_device_train_batch_size=batch_size, score_args=ScoreArguments(damping_factor=None),
-    )  # fmt: skip
-    seconds = time.process_time() - begin
-    return analyzer.load_pairwise_scores("scores")["all_modules"].T.numpy(), seconds
-
-
-def compare_with_kronfluence(model, train, test, folder, batch_size=256) -> dict[str, tuple[float, float, float]]:
+def compare_with_kronfluence(model, train, test, batch_size=256) -> dict[str, tuple[float, float, float]]:
     """By method: relative difference of scores, our CPU seconds and kronfluence's, over all linear layers."""
     model, layers = linear_only(model)
     names = [f"{layer}.*" for layer in layers]
@@ -381,25 +328,25 @@ def compare_with_kronfluence(model, train, test, folder, batch_size=256) -> dict
         else:
             ours = gradient_scores(model, train, test, parameters=names, **options).dot
         seconds = time.process_time() - begin
-        theirs, their_seconds = kronfluence_scores(model, layers, train, test, folder, batch_size, strategy)
+        theirs, their_seconds = kronfluence_scores(model, layers, train, test, strategy, batch_size=batch_size)
         out[method] = (error(ours, theirs), seconds, their_seconds)
     return out
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_parity_with_kronfluence(tmp_path):
+def test_parity_with_kronfluence():
     pytest.importorskip("kronfluence")
-    result = compare_with_kronfluence(gpt2(tied=False), sequences(40, 20, 1), sequences(6, 20, 2), tmp_path, 8)
+    result = compare_with_kronfluence(gpt2(tied=False), sequences(40, 20, 1), sequences(6, 20, 2), 8)
     assert result["EK-FAC"][0] <= 1e-4
     assert result["GradDot"][0] <= 1e-5
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_faster_than_kronfluence(tmp_path):
+def test_faster_than_kronfluence():
     pytest.importorskip("kronfluence")
     model = gpt2(vocab=540, d=64, tied=False)
-    result = compare_with_kronfluence(model, sequences(1500, 540, 1), sequences(150, 540, 2), tmp_path)
+    result = compare_with_kronfluence(model, sequences(1500, 540, 1), sequences(150, 540, 2))
     for difference, ours, theirs in result.values():
         assert difference <= 1e-4
         # the ratio itself is measured by the performance study; here only that it is no loss

@@ -3,24 +3,31 @@
 - The loop that the paper's public code describes: fp32, every sequence padded to 50 tokens, batch 30, loss on prompt
   and padding, validation decoding one case at a time.
 - Hugging Face's `Trainer`, well configured: bf16 on a GPU, dynamic padding, fused AdamW, loss on the completion.
-- `generate`, one case at a time and batched.
+- `generate`, one case at a time and in padded batches.
+- kronfluence for influence scores, and `transformer_lens.patching` for interchange interventions.
 """
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
+from torch import nn
 
 from cri.config import TrainConfig
 from cri.data import TokenTable
+from cri.errors import MissingDependencyError
 
 if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel
+
+    from cri.interventions.pairs import Pairs
 
 
 def synchronize(device: torch.device | str) -> None:
@@ -71,7 +78,7 @@ def paper_loop_seconds(
     return time.perf_counter() - started
 
 
-def generate_seconds(
+def timed_generate(
     model: PreTrainedModel,
     tokens: TokenTable,
     case_ids: Int[np.ndarray, " case"],
@@ -79,23 +86,33 @@ def generate_seconds(
     *,
     batch_size: int,
     max_new_tokens: int,
-) -> float:
-    """Seconds for greedy `generate` over `case_ids` (prompts of one length), `batch_size` at a time."""
+) -> tuple[float, list[list[int]]]:
+    """Greedy `generate` over `case_ids` in their order, `batch_size` at a time, prompts padded on the left.
+
+    Returns the seconds, and the tokens that each case wrote, with its end of sequence where that came in time.
+    """
     model = model.to(device).eval()  # pyright: ignore[reportArgumentType]
     options: dict[str, Any] = {"do_sample": False, "pad_token_id": tokens.pad, "eos_token_id": tokens.eos}
 
-    def decode(ids: np.ndarray) -> None:
-        length = int(tokens.prompt_lengths[ids[0]])
-        prompt = tokens.ids[ids, :length].to(device)
-        mask = torch.ones_like(prompt)
-        model.generate(prompt, attention_mask=mask, max_new_tokens=max_new_tokens, **options).cpu()  # pyright: ignore[reportCallIssue]
+    def write(ids: np.ndarray) -> torch.Tensor:
+        lengths = tokens.prompt_lengths[ids]
+        width = int(lengths.max())
+        from_end = torch.arange(width, 0, -1)  # of each position
+        mask = from_end <= lengths[:, None]
+        where = (lengths[:, None] - from_end).clamp(min=0)
+        prompt = tokens.ids[ids].gather(1, where).masked_fill(~mask, tokens.pad)
+        out: torch.Tensor = model.generate(  # pyright: ignore[reportAssignmentType, reportCallIssue]
+            prompt.to(device), attention_mask=mask.long().to(device), max_new_tokens=max_new_tokens, **options
+        )
+        return out[:, width:].cpu()
 
-    decode(case_ids[:batch_size])
+    write(case_ids[:batch_size])
     synchronize(device)
     started = time.perf_counter()
-    for start in range(0, len(case_ids), batch_size):
-        decode(case_ids[start : start + batch_size])
-    return time.perf_counter() - started
+    batches = [write(case_ids[start : start + batch_size]) for start in range(0, len(case_ids), batch_size)]
+    seconds = time.perf_counter() - started
+    written = [row for batch in batches for row in batch.tolist()]
+    return seconds, [row[: row.index(tokens.eos) + 1] if tokens.eos in row else row for row in written]
 
 
 def hf_trainer_seconds(
@@ -173,3 +190,112 @@ def hf_trainer_seconds(
         )
         trainer.train()
     return clock.stopped - clock.started
+
+
+def linear_only(model: PreTrainedModel) -> tuple[nn.Module, list[str]]:
+    """The GPT-2 with every `Conv1D` replaced in place by an equal `nn.Linear`, and the names of its linear layers:
+    what kronfluence tracks."""
+    from transformers.pytorch_utils import Conv1D
+
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Conv1D):
+                n_in, n_out = child.weight.shape
+                linear = nn.Linear(n_in, n_out, dtype=child.weight.dtype)
+                linear.weight = nn.Parameter(child.weight.detach().T.contiguous())
+                linear.bias = nn.Parameter(child.bias.detach().clone())
+                setattr(parent, name, linear)
+    return model, [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+def kronfluence_scores(
+    model: nn.Module,
+    layers: list[str],
+    train: TokenTable,
+    test: TokenTable,
+    strategy: Literal["ekfac", "identity"],
+    *,
+    batch_size: int,
+) -> tuple[Float[np.ndarray, "train test"], float]:
+    """Scores by kronfluence over the linear `layers`, and the CPU seconds they took.
+
+    `ekfac` fits the empirical Fisher on `train` and damps as kronfluence does by itself (0.1 of a block's mean
+    eigenvalue); `identity` is GradDot. The output is minus the summed loss of a completion, as in training.
+
+    Raises `MissingDependencyError` where kronfluence, an optional development dependency, is not installed.
+    """
+    try:
+        from kronfluence.analyzer import Analyzer, prepare_model
+        from kronfluence.arguments import FactorArguments, ScoreArguments
+        from kronfluence.task import Task
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"kronfluence: not installed ({error}); pip install --no-deps kronfluence einconv opt-einsum"
+        ) from error
+
+    class LanguageModelling(Task):
+        def compute_train_loss(self, batch: Any, model: Any, sample: bool = False) -> torch.Tensor:
+            ids, targets, _ = batch
+            logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+            return nn.functional.cross_entropy(logits, targets.flatten(), ignore_index=-100, reduction="sum")
+
+        def compute_measurement(self, batch: Any, model: Any) -> torch.Tensor:
+            return self.compute_train_loss(batch, model)
+
+        def get_influence_tracked_modules(self) -> list[str]:
+            return layers
+
+        def get_attention_mask(self, batch: Any) -> torch.Tensor:
+            return batch[2]
+
+    def dataset(tokens: TokenTable) -> Any:
+        targets = torch.where(tokens.target_mask, tokens.ids, -100)[:, 1:]
+        return torch.utils.data.TensorDataset(tokens.ids[:, :-1], targets, tokens.token_mask[:, 1:].long())
+
+    task = LanguageModelling()
+    prepared = prepare_model(copy.deepcopy(model), task)  # it wraps the layers in place
+    with tempfile.TemporaryDirectory() as folder:
+        analyzer = Analyzer("opponent", prepared, task, cpu=True, output_dir=folder, disable_tqdm=True)
+        started = time.process_time()
+        analyzer.fit_all_factors(
+            "factors", dataset(train), per_device_batch_size=batch_size,
+            factor_args=FactorArguments(strategy=strategy, use_empirical_fisher=True),
+        )  # fmt: skip
+        analyzer.compute_pairwise_scores(
+            "scores", "factors", dataset(test), dataset(train), per_device_query_batch_size=batch_size,
+            per_device_train_batch_size=batch_size, score_args=ScoreArguments(damping_factor=None),
+        )  # fmt: skip
+        seconds = time.process_time() - started
+        scores: Any = analyzer.load_pairwise_scores("scores")
+    return scores["all_modules"].T.numpy(), seconds
+
+
+def patching_cell_by_cell(bridge: TransformerBridge, pairs: Pairs) -> dict[str, Float[np.ndarray, "pos pair"]]:
+    """What `transformer_lens.patching` sweeps, one forward pass of all pairs a cell: logit(rule) - logit(base) of
+    every pair when the source's activation is written into the base at a site and position up to `pairs.read`.
+
+    The sites are the residual stream into every layer, and every layer's attention and MLP output.
+    """
+    import transformer_lens.patching as tl
+
+    from cri.interventions.pairs import read_accounts
+
+    n_layers = bridge.cfg.n_layers
+    cells = tl.make_df_from_ranges([n_layers, pairs.read + 1], ["layer", "pos"])
+
+    def metric(logits: torch.Tensor) -> torch.Tensor:
+        return read_accounts(logits[:, pairs.read :], pairs)["toward_rule"]
+
+    sweeps = {
+        "resid_pre": tl.get_act_patch_resid_pre,
+        "attn_out": tl.get_act_patch_attn_out,
+        "mlp_out": tl.get_act_patch_mlp_out,
+    }
+    out = {}
+    with torch.no_grad():
+        _, cache = bridge.run_with_cache(pairs.source_ids)
+        for component, sweep in sweeps.items():
+            found = sweep(bridge, pairs.base_ids, cache, metric, index_axis_names=None, index_df=cells, reduce="none")
+            values = found.values.view(n_layers, pairs.read + 1, len(pairs)).numpy()
+            out |= {f"blocks.{i}.hook_{component}": value for i, value in enumerate(values)}
+    return out

@@ -26,8 +26,11 @@ class PerformanceConfig:
 
     name: str = "cpu"
     device: str = "auto"
-    parts: tuple[str, ...] = ("nano", "paper", "decoding", "replicas", "traces", "growth")
-    """Which pieces, in order; one that fails leaves the others be."""
+    parts: tuple[str, ...] = (
+        "nano", "decoding", "trace_decoding", "activations", "patching", "attribution", "paper", "traces", "growth",
+        "replicas",
+    )  # fmt: skip
+    """Which pieces, in order: the cheap ones first. One that fails leaves the others be."""
     record: Path = Path("studies/performance")
     size: int = 100
     """Grid size of the addition task."""
@@ -38,6 +41,15 @@ class PerformanceConfig:
     """Steps measured of the 31,900 of the paper's protocol (opponent; ours takes ten times as many)."""
     one_by_one: int = 20
     """Cases measured of one-at-a-time decoding."""
+    scratchpad_steps: int = 300
+    """Training steps, not timed, of the model whose traces are decoded."""
+    traces_one_by_one: int = 128
+    """Scratchpads decoded against one-at-a-time `generate`."""
+    traces_batched: int = 1024
+    """Scratchpads decoded against batched `generate`."""
+    patching_pairs: int = 100
+    attribution_cases: tuple[int, int] = (2000, 200)
+    """Training and test cases scored by this package and by kronfluence, besides the whole grid."""
     replicas: int = 256
     replica_steps: int = 300
     """Steps measured of the 4,000 of each replica (opponent)."""
@@ -58,12 +70,15 @@ class PerformanceConfig:
 PRESETS = {
     "cpu": PerformanceConfig(),
     "gpu": PerformanceConfig(
-        name="gpu", device="cuda", nano_steps=500, paper_steps=60, one_by_one=60, replica_steps=4000,
+        name="gpu", device="cuda",
+        parts=("nano", "decoding", "trace_decoding", "paper", "traces", "growth", "replicas"),
+        nano_steps=500, paper_steps=60, one_by_one=60, traces_one_by_one=256, traces_batched=4096, replica_steps=4000,
         replicas_measured=256, trace_steps=6, trace_tokens=2048, trace_batch=64, trace_micro=16, growth_steps=100,
         repeats=1,
     ),
     "test": PerformanceConfig(
-        name="test", size=12, nano_steps=4, paper_model="nano", paper_steps=2, one_by_one=2, replicas=4,
+        name="test", size=12, nano_steps=4, paper_model="nano", paper_steps=2, one_by_one=2, scratchpad_steps=20,
+        traces_one_by_one=3, traces_batched=80, patching_pairs=8, attribution_cases=(40, 8), replicas=4,
         replica_steps=4, replicas_measured=2, trace_steps=1, trace_tokens=24, trace_batch=2, trace_micro=1,
         growth_steps=2, repeats=1,
     ),
@@ -78,7 +93,8 @@ def run(config: PerformanceConfig) -> Path:
     from transformers.utils import logging
 
     from cri.materials import resolve_device
-    from cri.studies.performance_parts import PARTS, clear
+    from cri.studies.performance_parts import PARTS
+    from cri.studies.performance_rows import clear
 
     for part in config.parts:
         if part not in PARTS:
@@ -95,9 +111,10 @@ def run(config: PerformanceConfig) -> Path:
     parts: dict[str, Any] = read_json(manifest)["parts"] if manifest.exists() else {}
     rows: list[dict[str, Any]] = pd.read_csv(table).to_dict("records") if table.exists() else []
     here = {
+        **provenance(),
+        # where the part was measured: provenance names the machine's GPU whether it is used or not
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "CPU",
         "threads": torch.get_num_threads(),
-        **provenance(),
     }
 
     def record() -> None:
