@@ -36,36 +36,35 @@ DEFAULT_DAMPING = 0.1
 EKFAC_NAME, ENSEMBLE = "EK-FAC", "EK-FAC, mean over seeds"
 
 
-def questions(base: Retrainings, split: str) -> tuple[np.ndarray, dict[str, list[Question]]]:
-    """Which of the recorded queries the split's models do not train on, and for each target one question a base model
-    (seed), the first being the explained one.
-
-    `prediction` is what the *first* base model answers; the others are asked about the same."""
+def questions(base: Retrainings, split: str) -> tuple[np.ndarray, dict[str, Question]]:
+    """Which of the recorded queries the split's models do not train on, and the question about them for each target:
+    `prediction` is what the *first* base model answers, and what the models of other seeds are asked about too."""
     materials = prepare(base.config)
-    models = np.flatnonzero(base.table["split"] == split)
-    train = base.train[models[0]]
+    first = int(np.flatnonzero(base.table["split"] == split)[0])
+    train = base.train[first]
     held = np.flatnonzero(~train[base.queries])
     query_ids, train_ids = base.queries[held], np.flatnonzero(train)
-    predicted = base.predicted(int(models[0]), materials.tokens)[held]
-    reference = materials.tokens[query_ids]
-    tokens = {"prediction": predicted, "reference": reference}
-    out: dict[str, list[Question]] = {}
+    tokens = {
+        "prediction": base.predicted(first, materials.tokens)[held],
+        "reference": materials.tokens[query_ids],
+    }
+    out: dict[str, Question] = {}
     for target, table in tokens.items():
         texts = [
             str(materials.tokenizer.decode(table.ids[i, table.prompt_lengths[i] : table.lengths[i] - 1].tolist()))
             for i in range(len(table))
         ]
-        out[target] = [Question(materials, train_ids, query_ids, table, texts) for _ in models]
+        out[target] = Question(materials, train_ids, query_ids, table, texts)
     return held, out
 
 
 def every_method(
-    base: Retrainings, split: str, asked: list[Question], config: AttributionQuality
+    base: Retrainings, split: str, question: Question, config: AttributionQuality
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(method, scores [train, query]) of all methods, one at a time."""
     bank = base.bank()
     models = np.flatnonzero(base.table["split"] == split).tolist()
-    question, model = asked[0], bank.model(models[0])
+    model = bank.model(models[0])
     yield from content_scores(question)
     yield from representation_scores(question, model)
     yield from gradient_method_scores(question, model)
@@ -86,9 +85,9 @@ def every_method(
         yield f"{EKFAC_NAME} + {config.cg_steps} CG steps", refined
     if len(models) > 1:
         others = []
-        for replica, other in zip(models[1:], asked[1:], strict=True):
+        for replica in models[1:]:
             weights = bank.model(replica)
-            others.append(influence_scores(other, weights, fitted(other, weights), DEFAULT_DAMPING))
+            others.append(influence_scores(question, weights, fitted(question, weights), DEFAULT_DAMPING))
         yield ENSEMBLE, standardised_mean([own, *others])
 
 
@@ -151,10 +150,10 @@ def compute(folder: Path, config: AttributionQuality) -> dict[str, pd.DataFrame]
         held, asked = questions(base, split)
         fixed = int(base.table.loc[base.table["split"] == split, "seed"].iloc[0])
         for target in TARGETS:
-            question = asked[target][0]
+            question = asked[target]
             kept = {name: outputs_by_seed(r, held, target) for name, r in found.items()}
             sums: dict[str, dict[str, np.ndarray]] = {name: {} for name in found}
-            for method, scores in every_method(base, split, asked[target], config):
+            for method, scores in every_method(base, split, question, config):
                 for name, (masks, _) in kept.items():
                     sums[name][method] = subset_sums(scores, masks[:, question.train_ids])
             for name, (masks, seeds) in kept.items():
