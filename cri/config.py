@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, Literal
 
 from tyro.conf import Suppress
@@ -72,8 +73,9 @@ class RunConfig:
 
     @property
     def name(self) -> str:
-        """Readable part of the folder's name."""
-        return f"{self.task}-{self.format}-{self.split}-{self.model}-{self.tokenizer}-s{self.seed}"
+        """Readable part of the folder's name; of a model given by path or hub id, the last part alone."""
+        model = PurePath(self.model).name
+        return f"{self.task}-{self.format}-{self.split}-{model}-{self.tokenizer}-s{self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

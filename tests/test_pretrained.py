@@ -61,6 +61,7 @@ def test_a_folder_is_a_base_to_fine_tune(tiny_run, tmp_path):
         train=TrainConfig(steps=6, batch_size=32),
     )
     for config in (base, base.replace(lora=True)):
+        assert config.name == "addition-direct-square-model-number-s0"  # runs of runs of runs keep short names
         run = load_run(train_run(config, tmp_path, device="cpu", checkpoint_every=3, evals=1, progress=False))
         before, after = tiny_run.model.state_dict(), run.model.state_dict()
         assert set(before) == set(after)
