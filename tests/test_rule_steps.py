@@ -263,7 +263,8 @@ def test_interchange_knockout_and_probes_from_end_to_end(runs, tiny_run, tmp_pat
         figures=tmp_path / "figures", removal=tmp_path / "none",
     )  # fmt: skip
     names = {path.stem.removeprefix("rule_steps_tables_") for path in run(config)}
-    assert {"map", "follow", "knockout", "probes", "components", "agreement"} <= names
+    maps = {"map_addition_scratchpad_digit", "map_addition_direct_number"}
+    assert maps | {"follow", "knockout", "probes", "components", "agreement"} <= names
     tables = {p.stem: pd.read_csv(p) for p in (tmp_path / "tables").glob("*.csv")}
     iia = tables["iia"]
     assert iia.loc[iia["vectors"] == "self", "max_effect"].max() < 1e-3
