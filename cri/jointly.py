@@ -42,7 +42,7 @@ class Replica:
     Attributes:
         seed: of its initial weights and the order of its batches.
         train: the cases it is trained on.
-        lr, weight_decay: as in `TrainConfig`, whose values hold where None.
+        lr, weight_decay, batch_size: as in `TrainConfig`, whose values hold where None.
         note: columns for the bank's table (what was removed, ...).
     """
 
@@ -50,17 +50,19 @@ class Replica:
     train: Bool[np.ndarray, " case"]
     lr: float | None = None
     weight_decay: float | None = None
+    batch_size: int | None = None
     note: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self, base: TrainConfig) -> TrainConfig:
         """The settings of a single run that would train this replica."""
-        own = {"lr": self.lr, "weight_decay": self.weight_decay}
+        own = {"lr": self.lr, "weight_decay": self.weight_decay, "batch_size": self.batch_size}
         own = {key: value for key, value in own.items() if value is not None}
         return RunConfig(train=base).replace(seed=self.seed, **own).train
 
     def identity(self) -> dict[str, Any]:
         mask = config_hash({"mask": np.packbits(self.train).tobytes().hex(), "n": len(self.train)})
-        return {"seed": self.seed, "lr": self.lr, "weight_decay": self.weight_decay, "train": mask, "note": self.note}
+        settings = {"lr": self.lr, "weight_decay": self.weight_decay, "batch_size": self.batch_size}
+        return {"seed": self.seed, **settings, "train": mask, "note": self.note}
 
 
 def members_of(materials: Materials, replicas: Sequence[Replica], layout: Layout) -> list[Member]:
@@ -71,7 +73,7 @@ def members_of(materials: Materials, replicas: Sequence[Replica], layout: Layout
         if train.seed not in initial:
             initial[train.seed] = layout.flatten(initial_of(materials, train.seed))
         ids = np.flatnonzero(replica.train)
-        members.append(Member(initial[train.seed], ids, train.seed, train.lr, train.weight_decay))
+        members.append(Member(initial[train.seed], ids, train.seed, train.lr, train.weight_decay, train.batch_size))
     return members
 
 

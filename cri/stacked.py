@@ -185,6 +185,7 @@ class Member:
         train_ids: the cases it is trained on.
         seed: seeds the order of its batches.
         lr, weight_decay: its optimiser settings.
+        batch_size: cases a step.
     """
 
     initial: Float[Tensor, " parameter"]
@@ -192,6 +193,7 @@ class Member:
     seed: int
     lr: float
     weight_decay: float
+    batch_size: int
 
 
 class StackedTrainer:
@@ -202,7 +204,7 @@ class StackedTrainer:
         layout: of that shape.
         tokens: the grid.
         members: the models to train.
-        config: as for one model; `seed`, `lr` and `weight_decay` are taken from the members instead.
+        config: as for one model; `seed`, `lr`, `weight_decay` and `batch_size` are taken from the members instead.
             `micro_batch` and `gradient_checkpointing` have no effect here: fewer members at a time save memory.
         device: where.
         compiled: pass forward, backward and AdamW through torch.compile.
@@ -230,7 +232,7 @@ class StackedTrainer:
         self.forward = StackedForward(self.template, layout, config.precision, compiled)
         self.flat = torch.stack([m.initial for m in members]).to(self.device).requires_grad_()
         self.mean, self.square = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
-        self.streams = [BatchStream(m.train_ids, tokens.lengths.numpy(), config.batch_size, m.seed) for m in members]
+        self.streams = [BatchStream(m.train_ids, tokens.lengths.numpy(), m.batch_size, m.seed) for m in members]
         self.batch = max(s.size for s in self.streams)
         self.ids = tokens.ids.to(self.device)
         self.labels = labels_of(tokens, config.loss_on).to(self.device)

@@ -58,7 +58,7 @@ def test_stack_follows_single_runs(model, fmt, compiled):
     seeds, members = (0, 1, 2), []
     for seed in seeds:
         start = layout.flatten(prepare(config.replace(seed=seed)).model)
-        members.append(Member(start, materials.split.train_ids, seed, config.train.lr, 0.0))
+        members.append(Member(start, materials.split.train_ids, seed, config.train.lr, 0.0, config.train.batch_size))
     trainer = StackedTrainer(
         materials.model, layout, materials.tokens, members, config.train, "cuda", compiled=compiled, log_every=10
     )

@@ -76,13 +76,13 @@ def assert_same_function(model: PreTrainedModel, other: PreTrainedModel, materia
     "name", [n if n in ("gpt2", "llama") else pytest.param(n, marks=pytest.mark.slow) for n in SHAPES]
 )
 def test_a_stack_equals_models_one_by_one(name):
-    """Other seeds, training sets (of other sizes, one smaller than a batch), learning rates and weight decays."""
+    """Other seeds, training sets (one smaller than a batch), batch sizes, learning rates and weight decays."""
     config = SHAPES[name]
     materials = prepare(config)
     settings = [
-        {"seed": 0, "lr": 2e-3, "weight_decay": 0.0},
-        {"seed": 1, "lr": 5e-4, "weight_decay": 0.3},
-        {"seed": 2, "lr": 1e-3, "weight_decay": 0.0},
+        {"seed": 0, "lr": 2e-3, "weight_decay": 0.0, "batch_size": 32},
+        {"seed": 1, "lr": 5e-4, "weight_decay": 0.3, "batch_size": 20},
+        {"seed": 2, "lr": 1e-3, "weight_decay": 0.0, "batch_size": 32},
     ]
     sets = masks(materials, [110, 90, 30])
     layout = Layout(materials.model)
@@ -101,7 +101,9 @@ def test_a_stack_equals_models_one_by_one(name):
 def test_one_replica_equals_the_loop():
     materials = prepare(CONFIG)
     layout = Layout(materials.model)
-    member = Member(layout.flatten(materials.model), materials.split.train_ids, 0, CONFIG.train.lr, 0.0)
+    member = Member(
+        layout.flatten(materials.model), materials.split.train_ids, 0, CONFIG.train.lr, 0.0, CONFIG.train.batch_size
+    )
     trainer = StackedTrainer(prepare(CONFIG).model, layout, materials.tokens, [member], CONFIG.train, "cpu")
     trainer.run(40)
     _, model = alone(CONFIG, materials, materials.split.train)
@@ -126,7 +128,9 @@ def test_interrupted_stack_resumes_exactly(tmp_path):
     start = layout.flatten(materials.model)
 
     def trainer():
-        members = [Member(start, materials.split.train_ids, seed, 1e-3, 0.0) for seed in (0, 1)]
+        members = [
+            Member(start, materials.split.train_ids, seed, 1e-3, 0.0, CONFIG.train.batch_size) for seed in (0, 1)
+        ]
         return StackedTrainer(
             prepare(CONFIG).model, layout, materials.tokens, members, CONFIG.train, "cpu", log_every=7
         )

@@ -31,8 +31,8 @@ class AttributionQuality:
     and the figures."""
     family: str = "addition:direct:number"
     """TASK:FORMAT:TOKENIZER of the models that are explained."""
-    dampings: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0, 10.0)
-    """Relative dampings of EK-FAC that are compared; 0.1 is judged in any case."""
+    dampings: tuple[float, ...] = (1e-6, 1e-4, 0.001, 0.01, 0.1, 1.0)
+    """Relative dampings of EK-FAC that are compared with the one chosen beforehand (`quality_scores.DAMPING`)."""
     tracin: bool = True
     """Train the first base model again on the CPU, for checkpoints."""
     cg_steps: int = 8

@@ -1,7 +1,8 @@
 """What `retraining_bank` trains: each plan is a list of replicas with notes that say what was removed.
 
 A family is a task, format and tokenizer; `base` trains its models on everything but the test cases, all other plans
-train without some of those cases again, or hold out other ones.
+train without some of those cases again, or hold out other ones. Whoever trains on fewer cases than a base model has
+batches smaller by as much: in as many steps it sees each case as often.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from cri.materials import Materials, prepare
 from cri.splits import depth, in_square, random
 from cri.statistics.groups import labels
 from cri.studies.quality_scores import (
+    DAMPING,
     Question,
     content_scores,
     fitted,
@@ -123,6 +125,20 @@ def without(train: Bool[np.ndarray, " case"], removed: Int[np.ndarray, " removed
     return out
 
 
+def retrained(
+    family: Family, split: str, seed: int, removed: Int[np.ndarray, " removed"], note: Mapping[str, Any]
+) -> Replica:
+    """The base model of `split` without some of its cases, each of the others seen as often as before.
+
+    With batches of the old size, half the cases would each be seen twice as often: models that differ from one seed to
+    the next, and from the base model, in more than what was removed.
+    """
+    train = without(family.base[split], removed)
+    share = train.sum() / family.base[split].sum()
+    batch_size = max(1, round(family.config.train.batch_size * share))
+    return Replica(seed, train, batch_size=batch_size, note={"split": split, **note})
+
+
 def base(family: Family, options: RetrainingBank) -> Iterator[Replica]:
     """The models that all others are compared with."""
     for split in ("square", "random"):
@@ -139,16 +155,16 @@ def subsets(family: Family, options: RetrainingBank, split: str, removed: float)
     new = [max(options.seeds) + 1 + i for i in range(options.n_new_seeds)]
     for seed in (first, *new):  # the fixed seed first
         for subset in range(options.n_subsets):
-            gone = random_removal(train_ids, n_removed, 10_000 * (split == "random") + subset)
-            note = {"split": split, "removed": removed, "subset": subset, EXPLAINS: _name(split, first)}
-            yield Replica(seed, without(family.base[split], gone), note=note)
+            gone = random_removal(train_ids, n_removed, 20_000 + 10_000 * (split == "random") + subset)
+            note = {"removed": removed, "subset": subset, EXPLAINS: _name(split, first)}
+            yield retrained(family, split, seed, gone, note)
 
 
 def removals(family: Family, options: RetrainingBank, split: str, record: Retrainings) -> Iterator[Replica]:
     """Designed removals for test cases of each region, and random ones of the same sizes, with every base seed."""
     predicted = predictions(family, record)
-    task, train = family.task, family.base[split]
-    train_ids = np.flatnonzero(train)
+    task = family.task
+    train_ids = np.flatnonzero(family.base[split])
     answers = labels(task.answers)[train_ids]
     tests = [
         (r, t)
@@ -161,34 +177,34 @@ def removals(family: Family, options: RetrainingBank, split: str, record: Retrai
             for draw in range(options.n_random_removals):
                 gone = random_removal(train_ids, size, 1000 * seed + draw)
                 note = {"group": "random", "test_id": -1, "region": "", "size": size, "n_removed": len(gone)}
-                yield Replica(seed, without(train, gone), note={"split": split, **note, EXPLAINS: name})
+                yield retrained(family, split, seed, gone, {**note, EXPLAINS: name})
         for region, test_id in tests:
             label = predicted[name][int(np.searchsorted(family.queries, test_id))]
             for size in options.removal_sizes:
                 groups = removal_groups(task, train_ids, test_id, answers, label, size, seed)
                 for group, gone in ((kind, groups[kind]) for kind in options.removed if kind in groups):
                     note = {"group": group, "test_id": test_id, "region": region, "size": size, "n_removed": len(gone)}
-                    yield Replica(seed, without(train, gone), note={"split": split, **note, EXPLAINS: name})
+                    yield retrained(family, split, seed, gone, {**note, EXPLAINS: name})
 
 
 def near_sizes(family: Family, options: RetrainingBank) -> Iterator[Replica]:
     """Ever more of the nearest cases removed for test cases of each region, and as many random ones: from which size on
     can an effect be measured?"""
-    train = family.base["square"]
-    train_ids = np.flatnonzero(train)
+    train_ids = np.flatnonzero(family.base["square"])
     tests = [(r, t) for r in REGIONS for t in region_cases(family, options, r).tolist()]
     sizes = [size for size in options.near_sizes if size < len(train_ids) // 2]
     for seed in options.seeds:
         for size in sizes:
-            note: dict[str, Any] = {"split": "square", "size": size, "n_removed": size, EXPLAINS: _name("square", seed)}
+            note: dict[str, Any] = {"size": size, "n_removed": size, EXPLAINS: _name("square", seed)}
             for draw in range(options.n_random_removals):
                 gone = random_removal(train_ids, size, 2000 + 1000 * seed + draw)
-                yield Replica(seed, without(train, gone), note={"group": "random", "test_id": -1, "region": "", **note})
+                own = {"group": "random", "test_id": -1, "region": "", **note}
+                yield retrained(family, "square", seed, gone, own)
             for region, test_id in tests:
                 order, _ = by_distance(family.task, train_ids, test_id, np.random.default_rng([seed, test_id, size]))
                 gone = train_ids[order[:size]]
                 own = {"group": "near", "test_id": test_id, "region": region, **note}
-                yield Replica(seed, without(train, gone), note=own)
+                yield retrained(family, "square", seed, gone, own)
 
 
 def leave_outs(family: Family, options: RetrainingBank) -> Iterator[Replica]:
@@ -221,8 +237,7 @@ def sliding(family: Family, options: RetrainingBank) -> Iterator[Replica]:
 def top_k(family: Family, options: RetrainingBank, record: Retrainings) -> Iterator[Replica]:
     """For cases outside the square that the first base model answers rightly: the `k` training cases removed that each
     method ranks highest, or as many random ones. With the base model's seed and the first new one."""
-    train = family.base["square"]
-    train_ids = np.flatnonzero(train)
+    train_ids = np.flatnonzero(family.base["square"])
     first = options.seeds[0]
     name = _name("square", first)
     model = int(np.flatnonzero(record.table[EXPLAINS] == name)[0])
@@ -241,18 +256,16 @@ def top_k(family: Family, options: RetrainingBank, record: Retrainings) -> Itera
         for k in options.top_k:
             for draw in range(options.n_random_removals):
                 note = {"method": "random", "test_id": -1, "k": k, EXPLAINS: name}
-                yield Replica(seed, without(train, random_removal(train_ids, k, 500 + draw)), note=note)
+                yield retrained(family, "square", seed, random_removal(train_ids, k, 500 + draw), note)
             for method in TOP_K_METHODS:
                 for column, test in enumerate(tests.tolist()):
                     # equal scores in random order
                     ties = np.random.default_rng([test, k]).random(len(train_ids))
                     best = np.lexsort((ties, -scores[method][:, column]))[:k]
                     note = {"method": method, "test_id": test, "k": k, EXPLAINS: name}
-                    yield Replica(seed, without(train, train_ids[best]), note=note)
+                    yield retrained(family, "square", seed, train_ids[best], note)
 
 
-DAMPING = 0.1
-"""Relative damping of EK-FAC, the default of `influence`."""
 TOP_K_METHODS = ("EK-FAC", "GradCos", "same_answer", "nearest_operands")
 
 Builder = Callable[[Family, "RetrainingBank", Retrainings], Iterator[Replica]]

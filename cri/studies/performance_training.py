@@ -197,8 +197,11 @@ def _stacked_step_seconds(materials: Materials, count: int, steps: int, device: 
 
     model = model_of("nano", materials.tokens)
     layout = Layout(model)
-    members = [Member(layout.flatten(model), materials.split.train_ids, seed, 1e-3, 0.0) for seed in range(count)]
     config = TrainConfig(steps=4000, precision="bf16")
+    members = [
+        Member(layout.flatten(model), materials.split.train_ids, seed, config.lr, 0.0, config.batch_size)
+        for seed in range(count)
+    ]
     trainer = StackedTrainer(model, layout, materials.tokens, members, config, device)
     trainer.run(10)
     synchronize(device)

@@ -18,6 +18,7 @@ from cri.statistics import wilson
 from cri.statistics.datamodels import Resamples, lds_table, noise_ceiling, query_blocks, resamples, subset_sums
 from cri.studies.quality_scores import (
     CONTENT,
+    DAMPING,
     Question,
     content_scores,
     fitted,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from cri.studies.attribution_quality import AttributionQuality
 
 EVERYWHERE = "all"
-DEFAULT_DAMPING = 0.1
 EKFAC_NAME, ENSEMBLE = "EK-FAC", "EK-FAC, mean over seeds"
 
 
@@ -71,23 +71,23 @@ def every_method(
     if config.tracin:
         yield "TracIn", tracin_scores(question, int(base.table["seed"].iloc[models[0]]))
     fisher = fitted(question, model)
-    own = influence_scores(question, model, fisher, DEFAULT_DAMPING)
+    own = influence_scores(question, model, fisher, DAMPING)
     yield EKFAC_NAME, own
     for damping in config.dampings:
-        if damping != DEFAULT_DAMPING:
+        if damping != DAMPING:
             yield f"{EKFAC_NAME}, damping {damping:g}", influence_scores(question, model, fisher, damping)
     yield (
         f"{EKFAC_NAME}, empirical",
-        influence_scores(question, model, fitted(question, model, "empirical"), DEFAULT_DAMPING),
+        influence_scores(question, model, fitted(question, model, "empirical"), DAMPING),
     )
     if config.cg_steps:
-        refined = influence_scores(question, model, fisher, DEFAULT_DAMPING, config.cg_steps)
+        refined = influence_scores(question, model, fisher, DAMPING, config.cg_steps)
         yield f"{EKFAC_NAME} + {config.cg_steps} CG steps", refined
     if len(models) > 1:
         others = []
         for replica in models[1:]:
             weights = bank.model(replica)
-            others.append(influence_scores(question, weights, fitted(question, weights), DEFAULT_DAMPING))
+            others.append(influence_scores(question, weights, fitted(question, weights), DAMPING))
         yield ENSEMBLE, standardised_mean([own, *others])
 
 

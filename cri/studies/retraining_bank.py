@@ -113,17 +113,25 @@ _NUMBER, _DIGIT = "addition:direct:number", "addition:direct:digit"
 _DESIGNED = ("removals-square", "removals-random", "leave-out")
 _TASKS = ("base_addition", "linear_regression", "chicken_rabbit", "mod_addition")
 _PLANTED = _plans({f"{task}:direct:number": ("base", "removals-square") for task in ("patchwork", "digit_table")})
+_SMALL: dict[str, Any] = {
+    "size": 30, "half_side": 3, "steps": 500, "batch_size": 128, "n_new_seeds": 5, "n_outside": 40,
+    "n_random_queries": 100, "n_tests": 3, "removal_sizes": (20,), "n_random_removals": 2, "n_centers": 5,
+    "top_k": (5, 20, 80), "near_sizes": (20, 60, 200),
+}  # fmt: skip
 PRESETS = {
-    # for 2 cores: a smaller grid, fewer steps, two seeds a subset
+    # for 2 cores: a smaller grid and fewer steps; six seeds a subset, as seeds differ more there
     "cpu": RetrainingBank(
-        plans=_plans({_NUMBER: ("base", "subsets-50", *_DESIGNED, "near-sizes", "top-k")}),
-        size=30, half_side=3, steps=500, batch_size=128, n_new_seeds=1, n_outside=40, n_random_queries=100, n_tests=3,
-        removal_sizes=(20,), n_random_removals=2, n_centers=5, top_k=(5, 20, 80),
-        near_sizes=(20, 60, 200),
+        plans=_plans({_NUMBER: ("base", "subsets-50", *_DESIGNED, "sliding", "near-sizes", "top-k")}), **_SMALL
+    ),
+    "cpu-more": RetrainingBank(
+        plans=_plans({
+            _DIGIT: ("base", "removals-square", "subsets-50", "leave-out", "removals-random"),
+            _NUMBER: ("subsets-random-50", "subsets-10"),
+        }),
+        **{**_SMALL, "n_new_seeds": 1},
     ),
     "cpu-planted": RetrainingBank(
-        plans=_PLANTED, size=30, half_side=3, steps=800, batch_size=128, n_outside=40, n_random_queries=20, n_tests=3,
-        removal_sizes=(20,), removed=("near", "same_step"), n_random_removals=2,
+        plans=_PLANTED, **{**_SMALL, "steps": 800, "n_random_queries": 20, "removed": ("near", "same_step")}
     ),
     "gpu": RetrainingBank(
         plans=(
@@ -152,7 +160,7 @@ PRESETS = {
         name="test",
     ),
 }  # fmt: skip
-"""`cpu` and `cpu-planted` fill one folder, so do `gpu`, `gpu-planted`, `tasks` and `scratchpad`; the latter take tens
+"""`cpu`, `cpu-more` and `cpu-planted` fill one folder, so do `gpu`, `gpu-planted`, `tasks` and `scratchpad`; the latter take tens
 of minutes of an H100 together."""
 
 
