@@ -75,7 +75,7 @@ def run(config: RecipeSearch) -> Path:
         task = make_task(base.task, **base.task_params)
         masks = {s: make_split(task, s, **(base.split_params if s == "square" else {})).train for s in config.splits}
         replicas = [
-            Replica(seed, masks[split], lr, decay, {"split": split})
+            Replica(seed, masks[split], lr, decay, note={"split": split})
             for split, lr, decay, seed in itertools.product(
                 config.splits, config.lrs, config.weight_decays, config.seeds
             )

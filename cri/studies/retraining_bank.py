@@ -160,8 +160,8 @@ PRESETS = {
         name="test",
     ),
 }  # fmt: skip
-"""`cpu`, `cpu-more` and `cpu-planted` fill one folder, so do `gpu`, `gpu-planted`, `tasks` and `scratchpad`; the latter take tens
-of minutes of an H100 together."""
+"""`cpu`, `cpu-more` and `cpu-planted` fill one folder, so do `gpu`, `gpu-planted`, `tasks` and `scratchpad`; the
+latter take tens of minutes of an H100 together."""
 
 
 def run(config: RetrainingBank) -> list[Path]:
