@@ -295,10 +295,10 @@ def test_studies_make_the_bank_they_need(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(retraining_bank, "run", lambda config: asked.append(config))
     config = dataclasses.replace(counterfactual_removal.PRESETS["test"], records=tmp_path, jobs=3)
-    assert counterfactual_removal.recorded(config, "removals-") == tmp_path / "test"
+    assert retraining_bank.find_or_make(config, "removals-") == tmp_path / "test"
     assert [(c.record, c.jobs, c.name) for c in asked] == [(tmp_path, 3, "test")]
     asked.clear()
-    counterfactual_removal.recorded(dataclasses.replace(config, bank="cpu"), "removals-")
+    retraining_bank.find_or_make(dataclasses.replace(config, bank="cpu"), "removals-")
     assert [c.plans[0] for c in asked] == ["addition:direct:number/base", "patchwork:direct:number/base"]
     assert {c.name for c in asked} == {"cpu"}
 

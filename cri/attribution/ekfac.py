@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from cri.attribution.gradients import gradient_coverage
 from cri.attribution.layers import Block, Captured, Part, capture, find_blocks, parts, summed_squares
 from cri.attribution.outputs import Output, log_likelihood
-from cri.attribution.streaming import batches, on_model, plan_memory
+from cri.attribution.streaming import NOT_FINITE, batches, on_model, plan_memory
 from cri.data import TokenTable
 from cri.errors import CorruptRunError, CriError, out_of_range, unknown_name
 
@@ -239,7 +239,7 @@ def fit_ekfac(
                         if total is not None:
                             total += _second_moment(x, size)
         if not all(bool(c.isfinite().all()) for pair in moments for c in pair if c is not None):
-            raise CriError("model: its gradients are not finite")
+            raise CriError(NOT_FINITE)
         vectors = [[None if c is None else torch.linalg.eigh(c).eigenvectors for c in pair] for pair in moments]
         dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
         bases = [

@@ -76,7 +76,9 @@ def influence(
                 model, fisher, cases, gradients, solution, dampings,
                 loss=loss, steps=cg_steps, batch_size=plan.batch_size, progress=progress,
             )  # fmt: skip
-        scores[:, queries], _ = stream(model, blocks, train, loss, solution, plan.batch_size, progress, rotations)
+        scores[:, queries], _ = stream(
+            model, blocks, train, loss, solution, plan.batch_size, progress, rotations, with_norms=False
+        )
     return scores
 
 

@@ -265,6 +265,9 @@ def materialise(
     fresh memory costs more than the product itself."""
     size = (len(pieces[0].right), *shape)
     total = pieces[0].right.new_empty(size) if space is None else space[: math.prod(size)].view(size)
+    first, *_ = pieces
+    if len(pieces) == 1 and first.left.is_floating_point():
+        return torch.bmm(first.left.mT, first.right, out=total)
     total.zero_()
     for left, right in pieces:
         if left.is_floating_point():

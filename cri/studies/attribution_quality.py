@@ -16,10 +16,9 @@ from pathlib import Path
 from cri.cli import run_command
 from cri.errors import CriError, out_of_range, unknown_name
 from cri.studies import retraining_bank
-from cri.studies.counterfactual_removal import code_hash, recorded, sources
+from cri.studies.records import code_hash, write_record
 
 NAME = "attribution_quality"
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -69,29 +68,23 @@ PRESETS = {
 
 def run(config: AttributionQuality) -> list[Path]:
     """Makes tables and figures, prints the scores, returns the figures' paths."""
-    from cri.runs import MARKER, locked, mark_complete, provenance, write_json, write_text
+    from cri.runs import locked
     from cri.studies.quality_tables import compute, draw
 
     started = time.perf_counter()
     name = config.family.replace(":", "-")
-    source = recorded(config, "subsets-", name) / name
+    source = retraining_bank.find_or_make(config, "subsets-", name) / name
     folder = config.record / (config.bank if config.family == PRESETS["cpu"].family else f"{config.bank}-{name}")
     tables = compute(source, config)
     with locked(folder):
-        (folder / MARKER).unlink(missing_ok=True)
-        for table_name, table in tables.items():
-            write_text(folder / f"{table_name}.csv", table.to_csv(index=False, float_format="%.5g"))
         facts = {
             "bank": config.bank,
             "family": config.family,
-            "records": {
-                k: v for plan in ("base", "subsets-*", "top-k") for k, v in sources(source.parent, plan).items()
-            },
+            "records": retraining_bank.checksums(source.parent, "base", "subsets-*", "top-k"),
             "code": code_hash("quality_tables.py", "quality_scores.py"),
             "seconds": round(time.perf_counter() - started, 1),
         }
-        write_json(folder / MANIFEST, {**facts, **provenance()})
-        mark_complete(folder, [MANIFEST, *(f"{table_name}.csv" for table_name in tables)])
+        write_record(folder, tables, facts)
     figures = draw(folder, config.figures)
     lds = tables["lds"]
     shown = lds[(lds["region"] == "all") | (lds["split"] == "random")]

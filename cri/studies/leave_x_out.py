@@ -15,10 +15,9 @@ from pathlib import Path
 from cri.cli import run_command
 from cri.errors import unknown_name
 from cri.studies import retraining_bank
-from cri.studies.counterfactual_removal import code_hash, recorded, sources
+from cri.studies.records import code_hash, write_record
 
 NAME = "leave_x_out"
-MANIFEST = "manifest.json"
 PLANS = ("leave-out", "sliding")
 
 
@@ -48,26 +47,22 @@ PRESETS = {"cpu": LeaveXOut(), "gpu": LeaveXOut(bank="gpu"), "test": LeaveXOut(b
 
 def run(config: LeaveXOut) -> list[Path]:
     """Makes tables and figures, prints accuracy by design, returns the figures' paths."""
-    from cri.runs import MARKER, locked, mark_complete, provenance, write_json, write_text
+    from cri.runs import locked
     from cri.studies.leave_out_tables import compute, draw
 
     started = time.perf_counter()
-    source = recorded(config, PLANS[0])
+    source = retraining_bank.find_or_make(config, PLANS[0])
     folder = config.record / config.bank
     tables, axis_names = compute(source)
     with locked(folder):
-        (folder / MARKER).unlink(missing_ok=True)
-        for name, table in tables.items():
-            write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.5g"))
         facts = {
             "bank": config.bank,
             "axis_names": axis_names,
-            "records": {name: mark for plan in PLANS for name, mark in sources(source, plan).items()},
+            "records": retraining_bank.checksums(source, *PLANS),
             "code": code_hash("leave_out_tables.py"),
             "seconds": round(time.perf_counter() - started, 1),
         }
-        write_json(folder / MANIFEST, {**facts, **provenance()})
-        mark_complete(folder, [MANIFEST, *(f"{name}.csv" for name in tables)])
+        write_record(folder, tables, facts)
     figures = draw(folder, config.figures)
     shown = tables["summary"].to_string(index=False, float_format=lambda x: f"{x:.3f}")
     print(f"\nAccuracy on the held-out cases\n{shown}")

@@ -8,7 +8,6 @@ with the verdict table and the list of figures.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -19,12 +18,12 @@ from cri.cli import run_command
 from cri.config import RunConfig
 from cri.errors import out_of_range, unknown_name
 from cri.recipes import recipe
+from cri.studies.records import code_hash, reusable, write_record
 
 if TYPE_CHECKING:
     import pandas as pd
 
 NAME = "neighbor_attribution"
-MANIFEST = "manifest.json"
 METRICS = ("cosine", "euclidean", "whitened_cosine")
 
 
@@ -99,31 +98,18 @@ def _identity(config: NeighborAttribution, runs: list[Path]) -> dict[str, Any]:
 
     elsewhere = ("name", "runs", "record", "figures", "removal", "jobs", "device")
     options = {k: v for k, v in asdict(config).items() if k not in elsewhere}
-    package = Path(__file__).parents[1]
-    files = [f for f in sorted(package.rglob("*.py")) if f.parent.name not in ("plots", "studies")]
-    files += sorted(Path(__file__).parent.glob("neighbor_*.py"))
-    code = {str(f.relative_to(package)): file_sha256(f) for f in files}
     return {
         "options": json.loads(json.dumps(options)),
         "runs": {path.name: _weights(read_json(path / MARKER)["sha256"]) for path in runs},
         "removal": {
             p.name: file_sha256(p) for p in sorted(config.removal.glob("*.csv")) if p.stem in ("groups", "doses")
         },
-        "code": hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()[:16],
+        "code": code_hash("neighbor_*.py"),
     }
 
 
 def _weights(checksums: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in checksums.items() if name.endswith((".safetensors", ".csv"))}
-
-
-def _reusable(folder: Path, identity: dict[str, Any]) -> bool:
-    from cri.runs import is_complete, read_json, verify
-
-    if not is_complete(folder):
-        return False
-    verify(folder)
-    return read_json(folder / MANIFEST)["identity"] == identity
 
 
 def run(config: NeighborAttribution) -> list[Path]:
@@ -133,7 +119,7 @@ def run(config: NeighborAttribution) -> list[Path]:
     """
     import pandas as pd
 
-    from cri.runs import MARKER, locked, mark_complete, provenance, write_json, write_text
+    from cri.runs import locked
     from cri.studies.neighbor_figures import draw
     from cri.tasks import make_task
     from cri.train import train_runs
@@ -144,23 +130,18 @@ def run(config: NeighborAttribution) -> list[Path]:
     folder = config.record / config.name
     with locked(folder):
         identity = _identity(config, paths)
-        if not _reusable(folder, identity):
+        if not reusable(folder, identity):
             from cri.studies.neighbor_tables import compute
 
-            (folder / MARKER).unlink(missing_ok=True)
             task = make_task(config.task, **pairs[0][0].task_params)
             tables = compute(list(zip(paths[::2], paths[1::2], strict=True)), config)
-            for name, table in tables.items():
-                write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.5g"))
-            manifest = {
+            facts = {
                 "identity": identity,
                 "square": [*task.center, config.half_side],
                 "axis_names": task.axis_names,
                 "seconds": round(time.perf_counter() - started, 1),
-                **provenance(),
             }
-            write_json(folder / MANIFEST, manifest)
-            mark_complete(folder, [MANIFEST, *(f"{name}.csv" for name in tables)])
+            write_record(folder, tables, facts)
     figures = draw(folder, config.figures)
     for name, title in (("accuracy", "Accuracy"), ("overall", "Verdict (association, not causation)")):
         print(f"\n{title}\n{pd.read_csv(folder / f'{name}.csv').to_string(index=False)}")

@@ -7,10 +7,11 @@ interrupted goes on; the base models of a family are trained first where they ar
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from cri.attribution.removals import REMOVALS
 from cri.cli import run_command
@@ -19,6 +20,8 @@ from cri.errors import CriError, out_of_range, unknown_name
 from cri.recipes import recipe
 
 NAME = "retraining_bank"
+DESIGNED_REMOVALS = "removals-"
+"""Plans of designed removals begin so."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,19 @@ class RetrainingBank:
     def folder(self, family: str, kind: str) -> Path:
         """Where the record of a plan lies."""
         return self.record / self.name / family.replace(":", "-") / kind
+
+
+class Study(Protocol):
+    """What studies that read a bank have in common."""
+
+    @property
+    def bank(self) -> str: ...
+    @property
+    def records(self) -> Path: ...
+    @property
+    def jobs(self) -> int: ...
+    @property
+    def device(self) -> str: ...
 
 
 def _plans(families: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
@@ -195,6 +211,31 @@ def run(config: RetrainingBank) -> list[Path]:
         n = len(load_retrainings(folder))
         print(f"{name}/{kind}: {n} models, {time.perf_counter() - started:.0f} s, {folder}", flush=True)
     return folders
+
+
+def find_or_make(study: Study, plan: str, family: str = "*") -> Path:
+    """The folder of the bank that a study reads. Where it holds no finished record of a plan of the family (of any by
+    default) that begins with `plan`, the bank is made first, for designed removals also its planted models. Raises
+    `CriError` for a family that the preset has not."""
+    from cri.runs import is_complete
+
+    preset = PRESETS[study.bank]
+    folder = study.records / preset.name
+    if not any(is_complete(path) for path in folder.glob(f"{family}/{plan}*")):
+        if not any(p.replace(":", "-").split("/")[0] == family for p in preset.plans) and family != "*":
+            raise CriError(f"family: {family} is not recorded in {folder}, nor among the plans of that preset")
+        for name in (study.bank, f"{study.bank}-planted"):
+            if name in PRESETS and (name == study.bank or plan == DESIGNED_REMOVALS):
+                run(dataclasses.replace(PRESETS[name], record=study.records, jobs=study.jobs, device=study.device))
+    return folder
+
+
+def checksums(folder: Path, *plans: str) -> dict[str, str]:
+    """Of the finished records of a bank's plans (glob patterns), for the manifest of tables that rest on them."""
+    from cri.runs import MARKER, file_sha256
+
+    markers = sorted(marker for plan in plans for marker in folder.glob(f"*/{plan}/{MARKER}"))
+    return {f"{m.parent.parent.name}/{m.parent.name}": file_sha256(m)[:16] for m in markers}
 
 
 def main() -> None:

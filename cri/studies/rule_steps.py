@@ -8,7 +8,6 @@ attention from a step is cut; probes of the direct format are swapped. It ends w
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -19,9 +18,9 @@ from cri.cli import run_command
 from cri.config import RunConfig
 from cri.errors import CriError, out_of_range, unknown_name
 from cri.recipes import recipe
+from cri.studies.records import MANIFEST, code_hash, reusable, write_record
 
 NAME = "rule_steps"
-MANIFEST = "manifest.json"
 CONTROL = "shuffled_scratchpad"
 FORMATS = ("direct", "scratchpad", "rfft")
 ELEMENTS = ("digit", "carry", "answer", "operands", "decision")
@@ -170,25 +169,12 @@ def _identity(config: RuleSteps, paths: list[Path], removal: list[Path]) -> dict
     from cri.runs import file_sha256, read_json
 
     elsewhere = ("runs", "out", "figures", "jobs", "device", "removal", "use", "use_control")
-    package = Path(__file__).parents[1]
-    code = {
-        str(f.relative_to(package)): file_sha256(f) for f in sorted(package.rglob("*.py")) if "plots" not in f.parts
-    }
     return {
         "options": json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in elsewhere})),
         "runs": {path.name: read_json(path / "manifest.json")["identity"] for path in paths},
         "removal": {path.name: file_sha256(path) for path in removal},
-        "code": hashlib.sha256(json.dumps(code, sort_keys=True).encode()).hexdigest()[:16],
+        "code": code_hash("rule_steps*.py"),
     }
-
-
-def _reusable(folder: Path, identity: dict[str, Any]) -> bool:
-    from cri.runs import is_complete, read_json, verify
-
-    if not is_complete(folder):
-        return False
-    verify(folder)
-    return read_json(folder / MANIFEST)["identity"] == identity
 
 
 def run(config: RuleSteps) -> list[Path]:
@@ -198,7 +184,7 @@ def run(config: RuleSteps) -> list[Path]:
     """
     import pandas as pd
 
-    from cri.runs import MARKER, locked, mark_complete, provenance, read_json, verify, write_json, write_text
+    from cri.runs import locked, read_json, verify
     from cri.studies.rule_steps_figures import draw
 
     started = time.perf_counter()
@@ -210,16 +196,12 @@ def run(config: RuleSteps) -> list[Path]:
     removal = sorted(config.removal.rglob("*.csv")) if config.removal.is_dir() else []
     with locked(config.out):
         identity = _identity(config, [*paths, *controls], removal)
-        if not _reusable(config.out, identity):
+        if not reusable(config.out, identity):
             from cri.studies.rule_steps_tables import compute
 
             tables, facts = compute(paths, controls, removal, config)
-            (config.out / MARKER).unlink(missing_ok=True)
-            for name, table in tables.items():
-                write_text(config.out / f"{name}.csv", table.to_csv(index=False, float_format="%.5g"))
             manifest = {"identity": identity, **facts, "seconds": round(time.perf_counter() - started, 1)}
-            write_json(config.out / MANIFEST, {**manifest, **provenance()})
-            mark_complete(config.out, [MANIFEST, *(f"{name}.csv" for name in tables)])
+            write_record(config.out, tables, manifest)
     facts = read_json(config.out / MANIFEST)
     figures = draw(config.out, config.figures)
     for name, title in (("follow", "Edits followed"), ("iia", "Interchange interventions"), ("verdict", "Verdict"),
