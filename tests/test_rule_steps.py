@@ -14,7 +14,7 @@ from cri import plots
 from cri.cli import run_command
 from cri.config import RunConfig
 from cri.errors import CriError
-from cri.studies import rule_steps, rule_steps_tables
+from cri.studies import rule_steps, rule_steps_measures, rule_steps_tables
 from cri.studies.rule_steps import PRESETS, RuleSteps, Subject, check_formats, run
 from cri.train import load_run
 
@@ -124,7 +124,7 @@ def test_a_probes_reading():
 
 
 def test_regions_are_matched_in_carries(tiny_run):
-    regions = rule_steps_tables.regions(tiny_run, 30)
+    regions = rule_steps_measures.regions(tiny_run, 30)
     assert len(regions["inside"]) == len(regions["outside"]) == 30
     assert not tiny_run.split.train[regions["inside"]].any()
     assert tiny_run.split.train[regions["outside"]].all()

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from cri import plots
+from cri.planted import PLANTED
 from cri.plots.removals import index_strip, removal_effects
-from cri.tasks import PLANTED
 
 FAMILY = ["task", "format", "tokenizer", "split"]
 EVERYWHERE = "all"

@@ -16,12 +16,12 @@ from cri.bank import stacked_scores
 from cri.errors import CriError
 from cri.jointly import initial_of
 from cri.materials import Materials, prepare
+from cri.planted import PLANTED
 from cri.runs import is_complete
 from cri.stacked import Layout, StackedForward
 from cri.statistics.datamodels import query_blocks, resamples
 from cri.statistics.group_effects import group_effects
 from cri.statistics.removal_index import RANDOM, case_table, effects, index_table, paired_effects
-from cri.tasks import PLANTED
 
 if TYPE_CHECKING:
     from cri.data import TokenTable
