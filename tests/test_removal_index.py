@@ -8,7 +8,7 @@ import pytest
 
 from cri.errors import CriError
 from cri.statistics.datamodels import resamples
-from cri.statistics.group_effects import group_effects
+from cri.statistics.group_effects import dose_index, effects_by_query, group_effects
 from cri.statistics.groups import GROUPS
 from cri.statistics.removal_index import case_table, effects, index, index_table, paired_effects
 
@@ -91,7 +91,9 @@ def test_group_effects_recover_planted_worth():
     worth = {"near": 0.3, "same_answer": -0.1, "same_operand": 0.0, "same_step": 0.05, "rest": 0.0}
     value = np.array([worth[g] for g in GROUPS])[codes]
     out = kept @ value + 0.5 * rng.normal(size=(n_subsets, n_queries))
-    table = group_effects(codes, kept, out, resamples(n_subsets, np.arange(n_queries) // 3, 300)).set_index("group")
+    draws = resamples(n_subsets, np.arange(n_queries) // 3, 300)
+    found = effects_by_query(codes, kept, out, draws)
+    table = group_effects(found, codes, draws).set_index("group")
     assert set(table.index) == set(GROUPS) - {"rest"}
     for group, planted in worth.items():
         if group == "rest":
@@ -99,3 +101,11 @@ def test_group_effects_recover_planted_worth():
         expected = 10 * planted * (23 / 24 if group == "same_step" else 1)
         assert table.loc[group, "low"] - 0.02 <= expected <= table.loc[group, "high"] + 0.02
         assert table.loc[group, "effect"] == pytest.approx(expected, abs=0.15)
+    index = dose_index(found, draws)
+    assert index["reading"] == "nearby cases"
+    assert index["cri_low"] <= (0.3 - 0.05) / (0.3 + 0.05) + 0.02
+    assert index["cri_high"] <= 1
+    swapped = {**found, "near": found["same_step"], "same_step": found["near"]}
+    assert dose_index(swapped, draws)["cri"] == pytest.approx(-index["cri"])
+    assert dose_index(swapped, draws)["reading"] == "shared steps"
+    assert dose_index({**found, "near": found["same_operand"], "same_step": found["same_operand"]}, draws)["cri"] == 0

@@ -5,19 +5,23 @@ For a query q and a subset S, let n_G(S) be how many cases of group G (relative 
     output(S) ~ constant + sum over G of beta_G n_G(S)
 
 by least squares; the groups are disjoint and subsets are of one size, so that the group left out is what the others
-are compared with. beta_G is the mean effect of training on one more case of G in place of one of the rest.
+are compared with. beta_G is the mean effect of training on one more case of G in place of one of the rest. As equal
+numbers of cases are compared, the removal index can be had from these effects as well (`dose_index`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Int8, Num
+from jaxtyping import Bool, Float, Int8, Num
 
 from cri.errors import CriError
 from cri.statistics.datamodels import Resamples
 from cri.statistics.groups import GROUPS
+from cri.statistics.intervals import LEVEL
+from cri.statistics.removal_index import NEAR, STEP, index, read
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,15 +29,14 @@ if TYPE_CHECKING:
 REST = "rest"
 
 
-def group_effects(
+def effects_by_query(
     codes: Int8[np.ndarray, "train query"],
     kept: Bool[np.ndarray, "subset train"],
     outputs: Num[np.ndarray, "subset query"],
     draws: Resamples,
     per: int = 10,
-    level: float = 0.95,
-) -> pd.DataFrame:
-    """Mean effect over queries of training on `per` more cases of each group, with intervals over subsets and queries.
+) -> dict[str, Float[np.ndarray, "boot query"]]:
+    """Effect on every query of training on `per` more cases of each group, in every bootstrap sample of subsets.
 
     Args:
         codes: group of each training case relative to each query, an index into `GROUPS` (`Groups.codes`).
@@ -42,12 +45,8 @@ def group_effects(
         draws: from `datamodels.resamples`.
 
     Returns:
-        One row a group but `rest`: `group`, `effect`, `low`, `high` (in units of the output), `size` (mean number of
-        training cases in the group), `n_queries`, `n_subsets`. Queries for which a group has no case count as 0 for
-        it; weighted by nothing, every query counts alike.
+        By group, `rest` left out, in units of the output. Queries for which a group has no case have 0 for it.
     """
-    import pandas as pd
-
     n_subsets, n_queries = outputs.shape
     names = [name for name in GROUPS if name != REST]
     if kept.shape != (n_subsets, codes.shape[0]) or codes.shape[1] != n_queries:
@@ -66,9 +65,49 @@ def group_effects(
         # a resample in which two counts coincide has no unique solution: the smallest one is taken
         beta = np.einsum("bij,bj->bi", np.linalg.pinv(cov, hermitian=True), cross)
         effects[present, :, q] = per * beta.T
+    return dict(zip(names, effects, strict=True))
+
+
+def group_effects(
+    effects: Mapping[str, Float[np.ndarray, "boot query"]],
+    codes: Int8[np.ndarray, "train query"],
+    draws: Resamples,
+    per: int = 10,
+    level: float = LEVEL,
+) -> pd.DataFrame:
+    """Mean effects over queries, with intervals over subsets and queries; every query counts alike.
+
+    Args:
+        effects: from `effects_by_query`, which had the same `codes`, `draws` and `per`.
+
+    Returns:
+        One row a group: `group`, `effect`, `low`, `high`, `per`, `size` (mean number of training cases in the group),
+        `n_queries`, `n_subsets`.
+    """
+    import pandas as pd
+
     rows = []
-    for i, name in enumerate(names):
-        estimate, low, high = draws.interval(effects[i], level)
+    for name, values in effects.items():
+        estimate, low, high = draws.interval(values, level)
         size = float((codes == GROUPS.index(name)).sum(axis=0).mean())
         rows.append({"group": name, "effect": estimate, "low": low, "high": high, "per": per, "size": size})
-    return pd.DataFrame(rows).assign(n_queries=n_queries, n_subsets=n_subsets)
+    return pd.DataFrame(rows).assign(n_queries=codes.shape[1], n_subsets=draws.subsets.shape[1])
+
+
+def dose_index(
+    effects: Mapping[str, Float[np.ndarray, "boot query"]], draws: Resamples, level: float = LEVEL
+) -> dict[str, Any]:
+    """The removal index (`removal_index.index`) of the mean effects of near cases and of those that share a step.
+
+    Returns:
+        `cri`, `near`, `step`, each with `_low` and `_high`, and `reading`, as `removal_index.index_table` has them.
+    """
+    total = draws.queries.sum(axis=1)
+    means = {name: (effects[group] * draws.queries).sum(axis=1) / total for name, group in
+             (("near", NEAR), ("step", STEP))}  # fmt: skip
+    samples = {"cri": index(means["near"], means["step"]), **means}
+    row: dict[str, Any] = {}
+    for name, values in samples.items():
+        row[name] = float(values[0])
+        row[f"{name}_low"], row[f"{name}_high"] = np.quantile(values[1:], [(1 - level) / 2, (1 + level) / 2])
+    return {**row, "reading": read(row)}

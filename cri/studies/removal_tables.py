@@ -20,7 +20,7 @@ from cri.planted import PLANTED
 from cri.runs import is_complete
 from cri.stacked import Layout, StackedForward
 from cri.statistics.datamodels import query_blocks, resamples
-from cri.statistics.group_effects import group_effects
+from cri.statistics.group_effects import dose_index, effects_by_query, group_effects
 from cri.statistics.removal_index import RANDOM, case_table, effects, index_table, paired_effects
 
 if TYPE_CHECKING:
@@ -154,19 +154,21 @@ def size_table(folder: Path, **options: Any) -> pd.DataFrame:
     return group_table(pd.concat(parts, ignore_index=True), **options) if parts else pd.DataFrame()
 
 
-def dose_table(folder: Path, **options: Any) -> pd.DataFrame:
-    """Effects of groups estimated from random subsets (`statistics.group_effects`), by region of the queries."""
-    parts = []
+def dose_tables(folder: Path, **options: Any) -> dict[str, pd.DataFrame]:
+    """By region of the queries, from random subsets (`statistics.group_effects`): effects of groups, `doses`, and the
+    index of their means, `dose_index`."""
+    parts: dict[str, list[pd.DataFrame]] = {"doses": [], "dose_index": []}
     for base_path, path in family_records(folder, "subsets-"):
         record, base = load_retrainings(path), load_retrainings(base_path)
         first = record.table[EXPLAINS].iloc[0]
         split = str(record.table["split"].iloc[0])
         train = base.train[base.table[EXPLAINS] == first][0]
-        parts.append(_doses(record, train, split, **options))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+        for name, tables in _doses(record, train, split, **options).items():
+            parts[name] += tables
+    return {name: pd.concat(tables, ignore_index=True) if tables else pd.DataFrame() for name, tables in parts.items()}
 
 
-def _doses(record: Retrainings, train: np.ndarray, split: str, **options: Any) -> pd.DataFrame:
+def _doses(record: Retrainings, train: np.ndarray, split: str, **options: Any) -> dict[str, list[pd.DataFrame]]:
     materials = prepare(record.config)
     task = materials.task
     square = materials.split.test
@@ -179,7 +181,7 @@ def _doses(record: Retrainings, train: np.ndarray, split: str, **options: Any) -
     by_seed = [order.index[order["seed"] == seed].to_numpy() for seed in seeds]
     kept = record.train[by_seed[0]][:, train_ids]
     names = {"task": record.config.task, "format": record.config.format, "tokenizer": record.config.tokenizer}
-    parts = []
+    parts: dict[str, list[pd.DataFrame]] = {"doses": [], "dose_index": []}
     for region, mask in regions.items():
         if mask.sum() < 2:
             continue
@@ -188,10 +190,17 @@ def _doses(record: Retrainings, train: np.ndarray, split: str, **options: Any) -
         groups = statistics.make_groups(task, train_ids, test_ids, [task.answers[i] for i in test_ids])
         outputs = np.mean([record.log_odds("reference")[rows][:, mask] for rows in by_seed], axis=0)
         draws = resamples(len(kept), query_blocks(task, test_ids), options.get("n_boot", 2000))
-        table = group_effects(groups.codes, kept, outputs, draws)
+        effects = effects_by_query(groups.codes, kept, outputs, draws)
         removed = float(record.table["removed"].iloc[0])
-        parts.append(table.assign(**names, split=split, region=region, removed=removed, n_seeds=len(seeds)))
-    return pd.concat(parts, ignore_index=True)
+        notes = {**names, "split": split, "region": region, "removed": removed, "n_seeds": len(seeds)}
+        parts["doses"].append(group_effects(effects, groups.codes, draws).assign(**notes))
+        # the control: groups of the same sizes, of other training cases
+        shuffled = groups.codes[np.random.default_rng(0).permutation(len(train_ids))]
+        found = {"trained": effects, "relabelled": effects_by_query(shuffled, kept, outputs, draws)}
+        size = {"n": len(test_ids), "n_subsets": len(kept)}
+        rows = [{**notes, "model": model, **dose_index(e, draws), **size} for model, e in found.items()]
+        parts["dose_index"].append(pd.DataFrame(rows))
+    return parts
 
 
 def calibration(cases: pd.DataFrame, **options: Any) -> pd.DataFrame:
@@ -245,7 +254,7 @@ def compute(folder: Path, n_boot: int) -> dict[str, pd.DataFrame]:
             columns={"cri": "index", "cri_low": "index_low", "cri_high": "index_high"}
         ),
         "calibration": calibration(cases, **options),
-        "doses": dose_table(folder, **options),
+        **dose_tables(folder, **options),
         "near_sizes": size_table(folder, **options),
     }
     return {name: table for name, table in tables.items() if len(table)}
