@@ -77,6 +77,8 @@ def run(config: CounterfactualRemoval) -> list[Path]:
     shown = index[index["target"] == "prediction"].drop(columns="target")
     numbers = {"index": False, "float_format": lambda x: f"{x:.2f}"}
     print(f"\nRemoval index\n{shown.to_string(**numbers)}")
+    if "dose_index" in tables:
+        print(f"\nRemoval index from random subsets\n{tables['dose_index'].to_string(**numbers)}")
     if "calibration" in tables:
         print(f"\nCalibration: patchwork against digit_table\n{tables['calibration'].to_string(**numbers)}")
     print("\nTables", folder, "\nFigures", *figures, sep="\n  ")

@@ -78,6 +78,22 @@ def _index(index: pd.DataFrame, cases: pd.DataFrame) -> Any:
     return fig
 
 
+def _dose_index(table: pd.DataFrame) -> Any:
+    """The index from random subsets: trained models, then the same with relabelled groups."""
+    table = table.sort_values("model", key=lambda m: m != "trained", kind="stable")
+    names = []
+    for row in table.to_dict("records"):
+        control = "" if row["model"] == "trained" else f"{row['model']}: "
+        where = "" if row["region"] == row["split"] == "random" else f", {row['region']}"
+        sizes = f"{row['removed']:.0%} removed, n = {row['n']}"
+        names.append(f"{control}{_title(row)}{where} ({sizes})")
+    fig, axes = plots.figure(1, 1, (6.0, 0.6 + 0.2 * len(table)))
+    index_strip(table.assign(name=names), pd.DataFrame({"name": [], "cri": []}), axes[0, 0])
+    first = table.iloc[0]
+    axes[0, 0].set_title(f"from {int(first['n_subsets'])} random subsets")
+    return fig
+
+
 def draw(tables: Path, figures: Path) -> list[Path]:
     """Draws every figure of the study from the tables in a folder; returns the files written."""
     t = {p.stem: pd.read_csv(p) for p in sorted(tables.glob("*.csv"))}
@@ -88,6 +104,8 @@ def draw(tables: Path, figures: Path) -> list[Path]:
     prefix = f"counterfactual_removal_{tables.name}"
     with plots.style():
         drawn = {"index": _index(t["index"], cases)}
+        if "dose_index" in t:
+            drawn["dose_index"] = _dose_index(t["dose_index"])
         # addition beside its calibration, the other tasks apart: one row of panels holds no more
         main = t["groups"]["task"].isin(["addition", *PLANTED])
         for name, part in (("effects", t["groups"][main]), ("effects_tasks", t["groups"][~main])):
