@@ -10,7 +10,7 @@ from typing import Any
 from cri.config import RunConfig, TrainConfig
 
 _RECIPES: dict[tuple[str, str], TrainConfig] = {
-    ("length_addition", "rfft"): TrainConfig(steps=1200, batch_size=32, lr=2e-3),
+    ("length_addition", "rfft"): TrainConfig(steps=4500, batch_size=32, lr=2e-3),
     ("addition", "direct"): TrainConfig(steps=4000, lr=8e-3),
     ("mod_addition", "direct"): TrainConfig(steps=12000, lr=3e-3),
     ("base_addition", "direct"): TrainConfig(steps=4000, lr=8e-3),

@@ -88,6 +88,15 @@ class NeighborAttribution:
 PRESETS = {
     "cpu": NeighborAttribution(),
     "test": NeighborAttribution(size=24, half_side=4, steps=150, k=5, n_boot=200, name="test"),
+    # models of the shape that the CPU's retraining bank has, so that removals can be laid beside
+    "small": NeighborAttribution(
+        size=30,
+        half_side=3,
+        steps=500,
+        seeds=(0, 1, 2),
+        name="small",
+        removal=Path("studies/counterfactual_removal/cpu"),
+    ),
     "full": NeighborAttribution(model="mini", seeds=(0, 1, 2), name="full"),
 }
 
