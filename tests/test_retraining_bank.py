@@ -76,6 +76,20 @@ def test_removals_are_of_one_size_reproducible_and_refuse_training_cases(additio
         random_removal(train_ids, len(train_ids), 0)
 
 
+def test_groups_that_are_not_wanted_are_not_set_apart():
+    """Of a task of one step all cases that share it have the same answer, and some an operand too."""
+    task = make_task("digit_table", size=40)
+    test_id = task.id_of(23, 17)
+    train_ids = np.setdiff1d(np.arange(task.n_cases), [test_id])
+    answers = np.array(task.answers)[train_ids]
+    label = task.answers[test_id]
+    assert removal_groups(task, train_ids, test_id, answers, label, 50, seed=0) == {}
+    groups = removal_groups(task, train_ids, test_id, answers, label, 50, 0, ("near", "same_step"))
+    assert list(groups) == ["near", "same_step"]
+    pairs = sorted(task.operands[i] for i in groups["same_step"])
+    assert pairs == [(a, b) for a in (3, 13, 23, 33) for b in (7, 17, 27, 37) if (a, b) != (23, 17)]
+
+
 @pytest.mark.parametrize("name", ["addition", "chicken_rabbit"])
 def test_leave_out_designs_are_of_the_squares_size_and_hold_out_what_they_say(name):
     task = make_task(name, size=40)
@@ -213,7 +227,7 @@ def test_removal_study_from_records_to_figures(bank, tmp_path):
         counterfactual_removal.PRESETS["test"], records=bank, record=tmp_path / "r", figures=tmp_path / "f"
     )
     figures = counterfactual_removal.run(config)
-    assert len(figures) == 4
+    assert {f.stem.removeprefix("counterfactual_removal_test_") for f in figures} == {"index", "dose_index", "effects"}
     assert all(f.stat().st_size > 0 for f in figures)
     index = pd.read_csv(tmp_path / "r" / "test" / "index.csv")
     assert set(index["model"]) == {"trained", "untrained", "relabelled"}
@@ -229,6 +243,9 @@ def test_removal_study_from_records_to_figures(bank, tmp_path):
     assert (sizes["n_removed"] == sizes["size"]).all()
     doses = pd.read_csv(tmp_path / "r" / "test" / "doses.csv")
     assert set(doses["group"]) == {"near", "same_answer", "same_operand", "same_step"}
+    found = pd.read_csv(tmp_path / "r" / "test" / "dose_index.csv")
+    assert set(found["model"]) == {"trained", "relabelled"}
+    assert (found["cri_low"] <= found["cri_high"]).all()
 
 
 def test_leave_x_out_study_from_records_to_figures(bank, tmp_path):
@@ -310,9 +327,9 @@ def test_studies_make_the_bank_they_need(tmp_path, monkeypatch):
         ("retraining_bank", ["--plans", "addition:direct:number/bse"], "choose from base, subsets-50"),
         ("retraining_bank", ["--plans", "adition:direct:number/base"], "choose from addition"),
         ("retraining_bank", ["--removal-sizes", "0"], "removal_sizes"),
-        ("counterfactual_removal", ["--bank", "gpus"], "choose from cpu, cpu-planted, gpu"),
+        ("counterfactual_removal", ["--bank", "gpus"], "choose from cpu, cpu-more, cpu-planted, gpu"),
         ("counterfactual_removal", ["--n-boot", "3"], "n_boot"),
-        ("leave_x_out", ["--bank", "gpus"], "choose from cpu, cpu-planted, gpu"),
+        ("leave_x_out", ["--bank", "gpus"], "choose from cpu, cpu-more, cpu-planted, gpu"),
         ("attribution_quality", ["--family", "addition"], "TASK:FORMAT:TOKENIZER"),
         ("attribution_quality", ["test", "--family", "addition:rfft:digit"], "not recorded"),
         ("attribution_quality", ["--dampings", "-1"], "dampings"),

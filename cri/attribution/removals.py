@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Int, Shaped
 
@@ -30,6 +32,7 @@ def removal_groups(
     label: str,
     size: int,
     seed: int,
+    kinds: Sequence[str] = REMOVALS,
     max_step_frequency: float = MAX_STEP_FREQUENCY,
 ) -> dict[str, Int[np.ndarray, " _"]]:
     """Training cases to remove for one test case, by group, all groups of one size m <= `size`.
@@ -43,6 +46,8 @@ def removal_groups(
     Args:
         train_labels: labels of the training cases' reference answers.
         label: the label that the model predicts for the test case; "" matches nothing.
+        kinds: the groups wanted; a group that is not wanted is not set apart from the others. (Where a case's only step
+            decides its answer, all that share the step share the answer.)
 
     Returns:
         Case ids in ascending order. Empty when no training case shares a step from afar.
@@ -58,14 +63,21 @@ def removal_groups(
     rng = np.random.default_rng([seed, test_id, size])
     order, distance = by_distance(task, train_ids, test_id, rng)
     far = distance > distance[order[size - 1]]
-    answer = far & (np.asarray(train_labels) == label) & (label != "")
-    operand = far & ~answer & (shared_operands(task, train_ids, test)[:, 0] > 0)
-    step = far & ~answer & ~operand & (shared_steps(task, train_ids, test, max_step_frequency)[:, 0] > 0)
-    m = min(size, int(step.sum()))
+    shared = {
+        "same_answer": (np.asarray(train_labels) == label) & (label != ""),
+        "same_operand": shared_operands(task, train_ids, test)[:, 0] > 0,
+        "same_step": shared_steps(task, train_ids, test, max_step_frequency)[:, 0] > 0,
+    }
+    left, masks = far, {}
+    for name, mask in shared.items():
+        if name in kinds or name == "same_step":  # whose number sets the size of all groups
+            masks[name] = left & mask
+            left = left & ~mask
+    m = min(size, int(masks["same_step"].sum()))
     if m == 0:
         return {}
     groups = {"near": train_ids[order[:m]]}
-    for name, mask in zip(REMOVALS[1:], (answer, operand, step), strict=True):
+    for name, mask in masks.items():
         if mask.sum() >= m:
             groups[name] = rng.choice(train_ids[mask], size=m, replace=False)
     return {name: np.sort(ids) for name, ids in groups.items()}

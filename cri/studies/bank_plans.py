@@ -108,7 +108,7 @@ def region_cases(family: Family, options: RetrainingBank, region: str) -> Int[np
     chosen: list[int] = []
     for test_id in order.tolist():
         sizes = [min(size, len(train_ids)) for size in options.removal_sizes]
-        if all(removal_groups(task, train_ids, test_id, answers, "", size, 0) for size in sizes):
+        if all(removal_groups(task, train_ids, test_id, answers, "", size, 0, options.removed) for size in sizes):
             chosen.append(test_id)
         if len(chosen) == n_tests:
             break
@@ -181,7 +181,7 @@ def removals(family: Family, options: RetrainingBank, split: str, record: Retrai
         for region, test_id in tests:
             label = predicted[name][int(np.searchsorted(family.queries, test_id))]
             for size in options.removal_sizes:
-                groups = removal_groups(task, train_ids, test_id, answers, label, size, seed)
+                groups = removal_groups(task, train_ids, test_id, answers, label, size, seed, options.removed)
                 for group, gone in ((kind, groups[kind]) for kind in options.removed if kind in groups):
                     note = {"group": group, "test_id": test_id, "region": region, "size": size, "n_removed": len(gone)}
                     yield retrained(family, split, seed, gone, {**note, EXPLAINS: name})
