@@ -14,6 +14,7 @@ from cri import plots
 from cri.cli import run_command
 from cri.config import RunConfig
 from cri.errors import CriError
+from cri.runs import write_json
 from cri.studies import rule_steps, rule_steps_measures, rule_steps_tables
 from cri.studies.rule_steps import PRESETS, RuleSteps, Subject, check_formats, run
 from cri.train import load_run
@@ -87,6 +88,18 @@ def test_verdicts_on_planted_follow_rates(follows, control, n, verdict):
     found = rule_steps_tables.verdict_table(rule_steps_tables.follow_table(table, n_boot=200), None)
     assert found["verdict"].tolist() == [verdict]
     assert found["low"].iloc[0] <= found["score"].iloc[0] <= found["high"].iloc[0]
+
+
+def test_removal_indices_of_another_grid_are_left_alone(tmp_path):
+    for name, size in (("small", 30), ("whole", 0)):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "manifest.json", {"models": {"model": "nano", "size": size, "half_side": 3}})
+        (tmp_path / name / "cases.csv").write_text("test_id,cri\n1,0.5\n")
+    paper = RunConfig().replace(split_params={"half_side": 3})
+    assert rule_steps.removal_tables(tmp_path, [paper]) == [tmp_path / "whole" / "cases.csv"]
+    small = paper.replace(task_params={"size": 30})
+    assert rule_steps.removal_tables(tmp_path, [small]) == [tmp_path / "small" / "cases.csv"]
+    assert rule_steps.removal_tables(tmp_path, [paper, small]) == []
 
 
 def test_agreement_is_of_two_until_a_removal_index_is_recorded(tmp_path):

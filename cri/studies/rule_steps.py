@@ -164,6 +164,19 @@ def check_formats(runs: list[RunConfig], controls: list[RunConfig]) -> None:
             )
 
 
+def removal_tables(folder: Path, runs: list[RunConfig]) -> list[Path]:
+    """Tables below `folder` that `counterfactual_removal` made of models on the same grid with the same square as all
+    these runs: in others a case id means another case."""
+    from cri.runs import read_json
+
+    shapes = [
+        {"model": run.model, "size": run.task_params.get("size", 0), "half_side": run.split_params.get("half_side", 10)}
+        for run in runs
+    ]
+    made = [path for path in sorted(folder.rglob(MANIFEST)) if all(read_json(path).get("models") == s for s in shapes)]
+    return [table for path in made for table in sorted(path.parent.glob("*.csv"))]
+
+
 def _identity(config: RuleSteps, paths: list[Path], removal: list[Path]) -> dict[str, Any]:
     """What the tables depend on: options, runs, removal tables and code."""
     from cri.runs import file_sha256, read_json
@@ -193,7 +206,7 @@ def run(config: RuleSteps) -> list[Path]:
         verify(path)
     configs = [[RunConfig.from_dict(read_json(p / "config.json")) for p in group] for group in (paths, controls)]
     check_formats(*configs)
-    removal = sorted(config.removal.rglob("*.csv")) if config.removal.is_dir() else []
+    removal = removal_tables(config.removal, configs[0])
     with locked(config.out):
         identity = _identity(config, [*paths, *controls], removal)
         if not reusable(config.out, identity):
