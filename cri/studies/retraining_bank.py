@@ -128,7 +128,9 @@ def _plans(families: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
 _NUMBER, _DIGIT = "addition:direct:number", "addition:direct:digit"
 _DESIGNED = ("removals-square", "removals-random", "leave-out")
 _TASKS = ("base_addition", "linear_regression", "chicken_rabbit", "mod_addition")
-_PLANTED = _plans({f"{task}:direct:number": ("base", "removals-square") for task in ("patchwork", "digit_table")})
+_PLANTED = _plans(
+    {f"{task}:direct:number": ("base", "removals-square", "subsets-50") for task in ("patchwork", "digit_table")}
+)
 _SMALL: dict[str, Any] = {
     "size": 30, "half_side": 3, "steps": 500, "batch_size": 128, "n_new_seeds": 5, "n_outside": 40,
     "n_random_queries": 100, "n_tests": 3, "removal_sizes": (20,), "n_random_removals": 2, "n_centers": 5,
@@ -147,7 +149,8 @@ PRESETS = {
         **{**_SMALL, "n_new_seeds": 1},
     ),
     "cpu-planted": RetrainingBank(
-        plans=_PLANTED, **{**_SMALL, "steps": 800, "n_random_queries": 20, "removed": ("near", "same_step")}
+        plans=_PLANTED,
+        **{**_SMALL, "steps": 800, "n_new_seeds": 0, "n_random_queries": 20, "removed": ("near", "same_step")},
     ),
     "gpu": RetrainingBank(
         plans=(
@@ -158,7 +161,7 @@ PRESETS = {
         name="gpu",
     ),
     "gpu-planted": RetrainingBank(
-        plans=_PLANTED, n_tests=6, removal_sizes=(200,), removed=("near", "same_step"), name="gpu"
+        plans=_PLANTED, n_new_seeds=0, n_tests=6, removal_sizes=(200,), removed=("near", "same_step"), name="gpu"
     ),
     "tasks": RetrainingBank(
         plans=_plans({f"{task}:direct:number": ("base", *_DESIGNED) for task in _TASKS}),
