@@ -35,7 +35,7 @@ def _effects(groups: pd.DataFrame, target: str) -> Any:
     groups = groups[groups["target"] == target]
     families = _families(groups)
     sizes = sorted(groups["size"].unique().tolist())
-    widths = [max(part["region"].nunique(), 1.6) for _, part in families]
+    widths = [max(part["region"].nunique(), 2.4) for _, part in families]
     fig, axes = plots.figure(len(sizes), len(families), (2.5, 2.0), width_ratios=widths)
     for j, (key, part) in enumerate(families):
         for i, size in enumerate(sizes):
