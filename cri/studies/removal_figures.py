@@ -82,15 +82,18 @@ def _dose_index(table: pd.DataFrame) -> Any:
     """The index from random subsets: trained models, then the same with relabelled groups."""
     table = table.sort_values("model", key=lambda m: m != "trained", kind="stable")
     names = []
+    several = table["removed"].nunique() > 1
+    places = {"square": ", in the square", "outside": ", outside"}
     for row in table.to_dict("records"):
         control = "" if row["model"] == "trained" else f"{row['model']}: "
-        where = "" if row["region"] == row["split"] == "random" else f", {row['region']}"
-        sizes = f"{row['removed']:.0%} removed, n = {row['n']}"
-        names.append(f"{control}{_title(row)}{where} ({sizes})")
-    fig, axes = plots.figure(1, 1, (6.0, 0.6 + 0.2 * len(table)))
+        removed = f"{row['removed']:.0%} removed, " if several else ""
+        what = _title(row).replace(", square split", "")
+        names.append(f"{control}{what}{places.get(row['region'], '')} ({removed}n = {row['n']})")
+    fig, axes = plots.figure(1, 1, (6.4, 0.6 + 0.2 * len(table)))
     index_strip(table.assign(name=names), pd.DataFrame({"name": [], "cri": []}), axes[0, 0])
     first = table.iloc[0]
-    axes[0, 0].set_title(f"from {int(first['n_subsets'])} random subsets")
+    share = "" if several else f", {first['removed']:.0%} removed"
+    axes[0, 0].set_title(f"{int(first['n_subsets'])} random subsets{share}")
     return fig
 
 
