@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from cri.errors import CriError, unknown_name
-from cri.grids import SquareGrid, Task, require
+from cri.grids import SquareGrid, Sums, Task, require
 from cri.lengths import sample_pairs
 from cri.planted import PLANTED
 from cri.steps import Step, add_steps, halve_steps, mul_steps, sub_steps, to_base
@@ -144,7 +144,7 @@ class ChickenRabbit(Task):
 
 
 @dataclass(frozen=True)
-class LengthAddition(Task):
+class LengthAddition(Sums):
     """`a+b=` -> `a+b` with operands of `min_digits..max_digits` digits, sampled without replacement.
 
     The longer operand has the nominal number of digits: see `cri.lengths`. Grid coordinates are
@@ -180,15 +180,6 @@ class LengthAddition(Task):
     @property
     def center(self) -> tuple[int, int]:
         raise CriError("split: length_addition has no main square; use split lengths")
-
-    def question(self, a: int, b: int) -> str:
-        return f"{a}+{b}="
-
-    def value(self, a: int, b: int) -> int:
-        return a + b
-
-    def steps(self, a: int, b: int) -> tuple[Step, ...]:
-        return tuple(add_steps(a, b))
 
 
 TASKS: dict[str, type[Task]] = {

@@ -186,7 +186,7 @@ def stream(
     with_norms: bool = True,
 ) -> tuple[Float[np.ndarray, "train query"], Float[np.ndarray, " train"]]:
     """Inner products of every training case's -dL/dtheta with the held vectors, and its norm (zeros without
-    `with_norms`, which spares a tenth of the time)."""
+    `with_norms`, which spares a pass over the gradients)."""
     scores: np.ndarray | None = None
     norms = np.zeros(len(train))
     dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
