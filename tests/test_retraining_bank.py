@@ -305,7 +305,9 @@ def test_top_k_removes_what_each_method_ranks_highest(bank, tmp_path):
     assert table.loc["GradCos", "lost"] == 0
     assert table.loc["random", "n"] == 2 * len(notes.loc[lost, "test_id"].unique())
     drawn = flip_curves(table.reset_index().assign(name=table.index))
-    assert {text.get_text() for text in drawn.get_legend().get_texts()} >= {"EK-FAC", "random"}
+    legend = drawn.get_legend()
+    assert legend is not None
+    assert {text.get_text() for text in legend.get_texts()} >= {"EK-FAC", "random"}
 
 
 def test_studies_make_the_bank_they_need(tmp_path, monkeypatch):
@@ -320,6 +322,19 @@ def test_studies_make_the_bank_they_need(tmp_path, monkeypatch):
     assert {c.name for c in asked} == {"cpu"}
 
 
+@pytest.mark.parametrize("name", [name for name in retraining_bank.PRESETS if name.startswith("cpu")])
+def test_every_family_of_the_cpu_presets_holds_its_square_out(name):
+    options = retraining_bank.PRESETS[name]
+    for family in {plan.partition("/")[0] for plan in options.plans}:
+        config = options.run_config(family)
+        found = bank_plans.make_family(family, options)
+        assert len(found.square) == (2 * options.half_side + 1) ** 2
+        assert len(found.queries) >= len(found.square) + len(found.outside)
+        assert (config.train.steps, config.train.batch_size) == (options.steps, options.batch_size)
+        if family.startswith("mod_addition"):  # sums do wrap
+            assert (found.task.values < found.task.coords.sum(axis=1)).any()
+
+
 @pytest.mark.parametrize(
     ("module", "args", "message"),
     [
@@ -327,9 +342,9 @@ def test_studies_make_the_bank_they_need(tmp_path, monkeypatch):
         ("retraining_bank", ["--plans", "addition:direct:number/bse"], "choose from base, subsets-50"),
         ("retraining_bank", ["--plans", "adition:direct:number/base"], "choose from addition"),
         ("retraining_bank", ["--removal-sizes", "0"], "removal_sizes"),
-        ("counterfactual_removal", ["--bank", "gpus"], "choose from cpu, cpu-more, cpu-planted, gpu"),
+        ("counterfactual_removal", ["--bank", "gpus"], "choose from cpu, cpu-more, cpu-digit"),
         ("counterfactual_removal", ["--n-boot", "3"], "n_boot"),
-        ("leave_x_out", ["--bank", "gpus"], "choose from cpu, cpu-more, cpu-planted, gpu"),
+        ("leave_x_out", ["--bank", "gpus"], "choose from cpu, cpu-more, cpu-digit"),
         ("attribution_quality", ["--family", "addition"], "TASK:FORMAT:TOKENIZER"),
         ("attribution_quality", ["test", "--family", "addition:rfft:digit"], "not recorded"),
         ("attribution_quality", ["--dampings", "-1"], "dampings"),

@@ -39,6 +39,8 @@ class RetrainingBank:
     """Training steps; 0 is the recipe's."""
     batch_size: int = 0
     """Cases a step; 0 is the recipe's."""
+    lr: float = 0
+    """Learning rate; 0 is the recipe's."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the base models and of the removals; the first is explained by the random subsets."""
     n_subsets: int = 100
@@ -94,8 +96,10 @@ class RetrainingBank:
         config = recipe(task, fmt, tokenizer=tokenizer, model=self.model)
         config = config.replace(split_params={"half_side": self.half_side})
         if self.size:
-            config = config.replace(task_params={"size": self.size})
-        changes = {"steps": self.steps, "batch_size": self.batch_size}
+            # modular addition: one period, as on the paper's grid
+            modulus = {"modulus": self.size} if task == "mod_addition" else {}
+            config = config.replace(task_params={"size": self.size, **modulus})
+        changes = {"steps": self.steps, "batch_size": self.batch_size, "lr": self.lr}
         return config.replace(**{key: value for key, value in changes.items() if value})
 
     @property
@@ -128,6 +132,7 @@ def _plans(families: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
 _NUMBER, _DIGIT = "addition:direct:number", "addition:direct:digit"
 _DESIGNED = ("removals-square", "removals-random", "leave-out")
 _TASKS = ("base_addition", "linear_regression", "chicken_rabbit", "mod_addition")
+_SCRATCHPAD = "addition:scratchpad:number"
 _PLANTED = _plans(
     {f"{task}:direct:number": ("base", "removals-square", "subsets-50") for task in ("patchwork", "digit_table")}
 )
@@ -142,11 +147,28 @@ PRESETS = {
         plans=_plans({_NUMBER: ("base", "subsets-50", *_DESIGNED, "sliding", "near-sizes", "top-k")}), **_SMALL
     ),
     "cpu-more": RetrainingBank(
+        plans=_plans({_NUMBER: ("subsets-random-50", "subsets-10")}), **{**_SMALL, "n_new_seeds": 1}
+    ),
+    "cpu-digit": RetrainingBank(
+        plans=_plans({_DIGIT: ("base", "subsets-50", "leave-out", "subsets-random-50", "removals-square")}),
+        **{**_SMALL, "n_new_seeds": 2},
+    ),
+    "cpu-tasks": RetrainingBank(
         plans=_plans({
-            _DIGIT: ("base", "removals-square", "subsets-50", "leave-out", "removals-random"),
-            _NUMBER: ("subsets-random-50", "subsets-10"),
+            f"{task}:direct:number": ("base", "subsets-50", "leave-out")
+            for task in ("base_addition", "mod_addition", "linear_regression")
         }),
-        **{**_SMALL, "n_new_seeds": 1},
+        **{**_SMALL, "steps": 900, "n_subsets": 150, "n_new_seeds": 0},
+    ),
+    # long sequences: fewer cases in smaller batches
+    "cpu-chicken_rabbit": RetrainingBank(
+        plans=_plans({"chicken_rabbit:direct:number": ("base", "subsets-50")}),
+        **{**_SMALL, "size": 24, "half_side": 2, "steps": 1000, "batch_size": 32, "lr": 4e-3, "n_new_seeds": 0},
+    ),
+    "cpu-scratchpad": RetrainingBank(
+        plans=_plans({_SCRATCHPAD: ("base", "subsets-50", "leave-out")}),
+        **{**_SMALL, "size": 20, "half_side": 2, "steps": 800, "batch_size": 32, "n_new_seeds": 0,
+           "leave_out_seeds": (0,)},
     ),
     "cpu-planted": RetrainingBank(
         plans=_PLANTED,
@@ -168,7 +190,7 @@ PRESETS = {
         n_tests=2, removal_sizes=(200,), n_random_removals=2, name="gpu",
     ),
     "scratchpad": RetrainingBank(
-        plans=_plans({"addition:scratchpad:number": ("base", "removals-square", "leave-out")}),
+        plans=_plans({_SCRATCHPAD: ("base", "removals-square", "leave-out")}),
         n_tests=2, removal_sizes=(200,), n_random_removals=2, leave_out_seeds=(0,), name="gpu",
     ),
     "test": RetrainingBank(
@@ -179,7 +201,7 @@ PRESETS = {
         name="test",
     ),
 }  # fmt: skip
-"""`cpu`, `cpu-more` and `cpu-planted` fill one folder, so do `gpu`, `gpu-planted`, `tasks` and `scratchpad`; the
+"""`cpu` and those whose names begin so fill one folder, so do `gpu`, `gpu-planted`, `tasks` and `scratchpad`; the
 latter take tens of minutes of an H100 together."""
 
 
