@@ -170,6 +170,10 @@ PRESETS = {
         **{**_SMALL, "size": 20, "half_side": 2, "steps": 800, "batch_size": 32, "n_new_seeds": 0,
            "leave_out_seeds": (0,)},
     ),
+    # the paper's grid, as far as two cores go: a model takes one to two minutes there
+    "cpu-paper": RetrainingBank(
+        plans=_plans({_NUMBER: ("base", "leave-out")}), seeds=(0,), leave_out_seeds=(0, 1), name="cpu-paper"
+    ),
     "cpu-planted": RetrainingBank(
         plans=_PLANTED,
         **{**_SMALL, "steps": 800, "n_new_seeds": 0, "n_random_queries": 20, "removed": ("near", "same_step")},
@@ -201,7 +205,7 @@ PRESETS = {
         name="test",
     ),
 }  # fmt: skip
-"""`cpu` and those whose names begin so fill one folder, so do `gpu`, `gpu-planted`, `tasks` and `scratchpad`; the
+"""`cpu` and those whose names begin so, `cpu-paper` apart, fill one folder, so do `gpu`, `gpu-planted`, `tasks` and `scratchpad`; the
 latter take tens of minutes of an H100 together."""
 
 
