@@ -205,8 +205,8 @@ PRESETS = {
         name="test",
     ),
 }  # fmt: skip
-"""`cpu` and those whose names begin so, `cpu-paper` apart, fill one folder, so do `gpu`, `gpu-planted`, `tasks` and `scratchpad`; the
-latter take tens of minutes of an H100 together."""
+"""`cpu` and those whose names begin so, `cpu-paper` apart, fill one folder; so do `gpu`, `gpu-planted`, `tasks` and
+`scratchpad`, which take tens of minutes of an H100 together."""
 
 
 def run(config: RetrainingBank) -> list[Path]:
