@@ -109,3 +109,23 @@ def test_group_effects_recover_planted_worth():
     assert dose_index(swapped, draws)["cri"] == pytest.approx(-index["cri"])
     assert dose_index(swapped, draws)["reading"] == "shared steps"
     assert dose_index({**found, "near": found["same_operand"], "same_step": found["same_operand"]}, draws)["cri"] == 0
+
+
+def test_intervals_hold_the_truth_where_seeds_share_the_test_cases():
+    held = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        case = rng.normal(size=(20, 2))  # the difficulty of a case is the same for every seed
+        pairs = pd.DataFrame(
+            {"region": "centre", "test_id": i, "seed": s, "near": case[i, 0], "step": case[i, 1]}
+            for s in range(3)
+            for i in range(20)
+        )
+        row = index_table(pairs, ["region"], n_boot=400).iloc[0]
+        held += [row["near_low"] < 0 < row["near_high"], row["cri_low"] < 0 < row["cri_high"]]
+    assert np.mean(held) > 0.85
+
+
+def test_index_of_single_cases_holds_no_effect_as_often_as_it_says():
+    table = case_table(effects(outputs(0.0, 0.0, 1.0, n_tests=200)))
+    assert ((table["cri_low"] < 0) & (table["cri_high"] > 0)).mean() > 0.9

@@ -6,7 +6,7 @@ tidy DataFrames; `estimate` and `paired` turn them into means with bootstrap int
 
 from cri.statistics.agreement import agreement
 from cri.statistics.enrichment import TopK, enrichment, matched, neighbor_distance, top_k, vote
-from cri.statistics.groups import GROUPS, Groups, labels, make_groups, matched_size
+from cri.statistics.groups import BY_ANSWER, GROUPS, Groups, by_answer, labels, make_groups, matched_size
 from cri.statistics.intervals import (
     Interval,
     auc,
@@ -21,6 +21,7 @@ from cri.statistics.intervals import (
 from cri.statistics.verdict import VERDICTS, decide, overall, verdicts
 
 __all__ = [
+    "BY_ANSWER",
     "GROUPS",
     "VERDICTS",
     "Groups",
@@ -29,6 +30,7 @@ __all__ = [
     "agreement",
     "auc",
     "bootstrap_ratio",
+    "by_answer",
     "decide",
     "enrichment",
     "estimate",

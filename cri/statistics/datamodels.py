@@ -17,11 +17,12 @@ from jaxtyping import Bool, Float, Int, Num
 from scipy.stats import rankdata
 
 from cri.errors import CriError, out_of_range
-from cri.statistics.intervals import LEVEL, N_BOOT, Interval, grid_blocks, resample_counts
+from cri.statistics.intervals import BLOCK_SIDE, LEVEL, N_BOOT, Interval, grid_blocks, resample_counts
 from cri.tasks import Task
 
 Ranks = Float[np.ndarray, "subset query"]
 PerQuery = Float[np.ndarray, "boot query"]
+MIN_BLOCKS = 16
 
 
 def subset_sums(
@@ -88,9 +89,13 @@ def resamples(n_subsets: int, block: Int[np.ndarray, " query"], n_boot: int = N_
 
 
 def query_blocks(task: Task, case_ids: Int[np.ndarray, " query"]) -> Int[np.ndarray, " query"]:
-    """`grid_blocks` of the queries; each its own where fewer than four blocks would be left (small grids)."""
-    blocks = grid_blocks(task, case_ids)
-    return blocks if len(np.unique(blocks)) >= 4 else np.arange(len(case_ids))
+    """Blocks of queries to resample: `grid_blocks` of the widest patches, up to 5 x 5, that leave at least
+    `MIN_BLOCKS`; each query its own where none do (fewer blocks make intervals too narrow)."""
+    for side in range(BLOCK_SIDE, 1, -1):
+        blocks = grid_blocks(task, case_ids, side)
+        if len(np.unique(blocks)) >= MIN_BLOCKS:
+            return blocks
+    return np.arange(len(case_ids))
 
 
 def partial(xy: PerQuery, xz: PerQuery, yz: PerQuery) -> PerQuery:

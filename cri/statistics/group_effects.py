@@ -11,7 +11,7 @@ numbers of cases are compared, the removal index can be had from these effects a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,25 +35,27 @@ def effects_by_query(
     outputs: Num[np.ndarray, "subset query"],
     draws: Resamples,
     per: int = 10,
+    names: Sequence[str] = GROUPS,
 ) -> dict[str, Float[np.ndarray, "boot query"]]:
     """Effect on every query of training on `per` more cases of each group, in every bootstrap sample of subsets.
 
     Args:
-        codes: group of each training case relative to each query, an index into `GROUPS` (`Groups.codes`).
+        codes: group of each training case relative to each query, an index into `names` (`Groups.codes`).
         kept: which training cases each subset holds.
         outputs: output of each query after training on each subset.
         draws: from `datamodels.resamples`.
+        names: of the groups, `rest` among them.
 
     Returns:
         By group, `rest` left out, in units of the output. Queries for which a group has no case have 0 for it.
     """
     n_subsets, n_queries = outputs.shape
-    names = [name for name in GROUPS if name != REST]
+    groups = [name for name in names if name != REST]
     if kept.shape != (n_subsets, codes.shape[0]) or codes.shape[1] != n_queries:
         raise CriError(f"kept, codes, outputs: shapes {kept.shape}, {codes.shape}, {outputs.shape} do not fit together")
     weights = draws.subsets / draws.subsets.sum(axis=1, keepdims=True)
-    counts = np.stack([kept.astype(np.float32) @ (codes == GROUPS.index(g)).astype(np.float32) for g in names])
-    effects = np.zeros((len(names), len(weights), n_queries))
+    counts = np.stack([kept.astype(np.float32) @ (codes == names.index(g)).astype(np.float32) for g in groups])
+    effects = np.zeros((len(groups), len(weights), n_queries))
     for q in range(n_queries):
         x = counts[:, :, q].T.astype(np.float64)
         present = np.flatnonzero(x.std(axis=0) > 0)
@@ -65,7 +67,7 @@ def effects_by_query(
         # a resample in which two counts coincide has no unique solution: the smallest one is taken
         beta = np.einsum("bij,bj->bi", np.linalg.pinv(cov, hermitian=True), cross)
         effects[present, :, q] = per * beta.T
-    return dict(zip(names, effects, strict=True))
+    return dict(zip(groups, effects, strict=True))
 
 
 def group_effects(
@@ -73,12 +75,13 @@ def group_effects(
     codes: Int8[np.ndarray, "train query"],
     draws: Resamples,
     per: int = 10,
+    names: Sequence[str] = GROUPS,
     level: float = LEVEL,
 ) -> pd.DataFrame:
     """Mean effects over queries, with intervals over subsets and queries; every query counts alike.
 
     Args:
-        effects: from `effects_by_query`, which had the same `codes`, `draws` and `per`.
+        effects: from `effects_by_query`, which had the same `codes`, `draws`, `per` and `names`.
 
     Returns:
         One row a group: `group`, `effect`, `low`, `high`, `per`, `size` (mean number of training cases in the group),
@@ -89,22 +92,30 @@ def group_effects(
     rows = []
     for name, values in effects.items():
         estimate, low, high = draws.interval(values, level)
-        size = float((codes == GROUPS.index(name)).sum(axis=0).mean())
+        size = float((codes == names.index(name)).sum(axis=0).mean())
         rows.append({"group": name, "effect": estimate, "low": low, "high": high, "per": per, "size": size})
     return pd.DataFrame(rows).assign(n_queries=codes.shape[1], n_subsets=draws.subsets.shape[1])
 
 
 def dose_index(
-    effects: Mapping[str, Float[np.ndarray, "boot query"]], draws: Resamples, level: float = LEVEL
+    effects: Mapping[str, Float[np.ndarray, "boot query"]],
+    draws: Resamples,
+    near: str = NEAR,
+    step: str = STEP,
+    level: float = LEVEL,
 ) -> dict[str, Any]:
     """The removal index (`removal_index.index`) of the mean effects of near cases and of those that share a step.
+
+    Args:
+        effects: from `effects_by_query`.
+        near, step: the groups to compare.
 
     Returns:
         `cri`, `near`, `step`, each with `_low` and `_high`, and `reading`, as `removal_index.index_table` has them.
     """
     total = draws.queries.sum(axis=1)
     means = {name: (effects[group] * draws.queries).sum(axis=1) / total for name, group in
-             (("near", NEAR), ("step", STEP))}  # fmt: skip
+             (("near", near), ("step", step))}  # fmt: skip
     samples = {"cri": index(means["near"], means["step"]), **means}
     row: dict[str, Any] = {}
     for name, values in samples.items():

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 GROUPS = ("near", "same_answer", "same_operand", "same_step", "rest")
 """The disjoint groups, in order of precedence."""
 
+BY_ANSWER = (
+    "near_same_answer", "near_other_answer", "same_answer_same_step", "same_answer", "same_operand", "same_step", "rest"
+)  # fmt: skip
+"""Disjoint groups in which near cases and those that share a step are told apart by their answer (`by_answer`)."""
+
 _NUMBER = re.compile(r"\d+")
 
 
@@ -143,3 +148,16 @@ def make_groups(
     return Groups(
         train_ids, test_ids, train_labels, test_labels, distance, near, answer, operand, step, n_near, radius, codes
     )
+
+
+def by_answer(groups: Groups) -> Int8[np.ndarray, "train test"]:
+    """Groups of the pairs, indices into `BY_ANSWER`, in which outputs are matched: of the near cases, and of those far
+    away that share a step, the ones that have the test case's answer are set apart from the ones that have not.
+
+    Among nearby cases many share the answer, so what `near` cases are worth may be what their answers are worth.
+    `near_same_answer` against `same_answer_same_step`, and `near_other_answer` against `same_step`, are comparisons
+    of place and step with the answer held fixed.
+    """
+    near, answer, operand, step = groups.near, groups.answer, groups.operand, groups.step
+    masks = (near & answer, near, answer & step, answer, operand, step)  # the first that holds
+    return np.select(masks, list(range(len(masks))), default=len(masks)).astype(np.int8)

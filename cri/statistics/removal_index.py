@@ -2,14 +2,15 @@
 
 With f the output after retraining (log-odds of an answer), the effect of removing group G from the training cases is
 
-    delta_G = f(random removal of the same size) - f(G removed),
+    delta_G = f(random removal of the same nominal size) - f(G removed),
 
 positive where the prediction rests on G more than on any cases; then
 
     CRI = (delta_near - delta_step) / (|delta_near| + |delta_step|),
 
 +1 where only nearby cases matter, -1 where only shared steps do. Around 0 it means "both alike" or "neither
-measurably": it is read together with the intervals of the two effects.
+measurably": it is read together with the intervals of the two effects. (A group may hold fewer cases than the nominal
+size, where fewer share a step; the random removal that near and step are both compared with does not.)
 """
 
 from __future__ import annotations
@@ -49,9 +50,12 @@ def effects(outputs: pd.DataFrame) -> pd.DataFrame:
             group `random` are needed for every test case, seed and size; several draws are averaged.
 
     Returns:
-        One row a test case, seed, size and group: `delta`, and `noise`, the standard deviation of `output` between
-        the random removals of one test case and size, taken within seeds.
+        One row a test case, seed, size and group: `delta`; `noise`, the standard deviation of `output` between the
+        random removals of one test case and size, taken within seeds, with its `degrees` of freedom; `n_random`, how
+        many of these are averaged for a seed.
     """
+    import pandas as pd
+
     keys = ["test_id", "seed", "size"]
     drawn = outputs[outputs["group"] == RANDOM]
     removed = outputs[outputs["group"] != RANDOM]
@@ -60,7 +64,9 @@ def effects(outputs: pd.DataFrame) -> pd.DataFrame:
     spread["weight"] = spread["count"] - 1
     spread["sum"] = spread["var"].fillna(0) * spread["weight"]
     pooled = spread.groupby(["test_id", "size"])[["sum", "weight"]].sum()
-    noise = np.sqrt(pooled["sum"] / pooled["weight"].where(pooled["weight"] > 0)).rename("noise").reset_index()
+    sd = np.sqrt(pooled["sum"] / pooled["weight"].where(pooled["weight"] > 0))
+    n_random = spread.groupby(["test_id", "size"])["count"].mean()
+    noise = pd.DataFrame({"noise": sd, "degrees": pooled["weight"], "n_random": n_random}).reset_index()
     table = removed.merge(expected, on=keys, how="left").merge(noise, on=["test_id", "size"], how="left")
     if table["expected"].isna().any():
         raise CriError("outputs: some removals have no random removal of the same test case, seed and size beside them")
@@ -89,7 +95,8 @@ def index_table(
     Returns:
         `by`; `cri`, `near`, `step` (mean effects), each with `_low` and `_high`; `reading`, what the intervals
         support (see `read`); `p_relabelled`, the share of random swaps of the labels near and step within each test
-        case and seed whose |CRI| is at least as large; `n` (test cases), `n_seeds`.
+        case whose mean |near - step| is at least as large (the |CRI| itself is 1 wherever the signs differ); `n` (test
+        cases), `n_seeds`.
     """
     import pandas as pd
 
@@ -114,8 +121,8 @@ def index_table(
             row |= {name: value, f"{name}_low": ends[name][0], f"{name}_high": ends[name][1]}
         # labels are exchanged per test case, over all its seeds: those share the groups, and are no new draws
         swap = np.random.default_rng(seed).random((n_boot, cases.max() + 1))[:, cases] < 0.5
-        swapped = index(np.where(swap, step, near).mean(axis=1), np.where(swap, near, step).mean(axis=1))
-        row["p_relabelled"] = float((np.abs(swapped) >= abs(point["cri"]) - 1e-12).mean())
+        swapped = np.where(swap, step - near, near - step).mean(axis=1)
+        row["p_relabelled"] = float((np.abs(swapped) >= abs((near - step).mean()) - 1e-12).mean())
         row |= {"reading": read(row), "n": part["test_id"].nunique(), "n_seeds": part["seed"].nunique()}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -135,7 +142,8 @@ def case_table(table: pd.DataFrame, *, n_draws: int = N_BOOT, level: float = LEV
     """The CRI of every test case and size, effects averaged over seeds.
 
     Intervals take the noise of one retraining from the random removals (`noise` of `effects`) and draw the two mean
-    effects from normal distributions: three seeds are too few to resample.
+    effects, and the mean of the random removals that both are measured against, from t distributions with the degrees
+    of freedom of that noise: three seeds are too few to resample.
 
     Returns:
         `test_id`, `region`, `size`, `near`, `step`, `cri`, `cri_low`, `cri_high`, `n_seeds`.
@@ -144,15 +152,21 @@ def case_table(table: pd.DataFrame, *, n_draws: int = N_BOOT, level: float = LEV
 
     rng = np.random.default_rng(seed)
     keys = [c for c in ("task", "format", "tokenizer", "split", "region", "test_id", "size") if c in table]
-    noise = table.groupby(keys)["noise"].first()
+    noise = table.groupby(keys)[["noise", "n_random", "degrees"]].first()
     rows = []
     for key, part in paired_effects(table).groupby(keys, sort=False):
         names = dict(zip(keys, key, strict=True))
         n_seeds = part["seed"].nunique()
         near, step = float(part["near"].mean()), float(part["step"].mean())
-        sd = float(noise.loc[key]) / np.sqrt(n_seeds)
+        spread, n_random, degrees = noise.loc[key]
         row = {**names, "near": near, "step": step, "cri": float(index(near, step))}
-        drawn = index(near + sd * rng.normal(size=n_draws), step + sd * rng.normal(size=n_draws))
-        row["cri_low"], row["cri_high"] = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+        if degrees > 0:
+            sd = float(spread) / np.sqrt(n_seeds)
+            errors = rng.standard_normal((3, n_draws)) / np.sqrt(rng.chisquare(degrees, n_draws) / degrees)
+            common = sd * errors[2] / np.sqrt(n_random)
+            drawn = index(near + sd * errors[0] + common, step + sd * errors[1] + common)
+            row["cri_low"], row["cri_high"] = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+        else:
+            row["cri_low"], row["cri_high"] = np.nan, np.nan
         rows.append({**row, "n_seeds": n_seeds})
     return pd.DataFrame(rows)

@@ -161,7 +161,7 @@ def subsets(family: Family, options: RetrainingBank, split: str, removed: float)
 
 
 def removals(family: Family, options: RetrainingBank, split: str, record: Retrainings) -> Iterator[Replica]:
-    """Designed removals for test cases of each region, and random ones of the same sizes, with every base seed."""
+    """Designed removals for test cases of each region, and random ones of the nominal sizes, with every base seed."""
     predicted = predictions(family, record)
     task = family.task
     train_ids = np.flatnonzero(family.base[split])

@@ -26,7 +26,7 @@ from cri.tasks import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CONTENT = ("same_answer", "shared_operand", "nearest_operands", "shared_step", "bm25")
+CONTENT = ("same_answer", "same_answer_by_distance", "shared_operand", "nearest_operands", "shared_step", "bm25")
 """Methods that ask no model."""
 
 DAMPING = 1e-5
@@ -65,7 +65,12 @@ def content_scores(question: Question) -> Iterator[tuple[str, np.ndarray]]:
     """(method, scores [train, query]) of the methods that ask no model."""
     task, train, test = question.task, question.train_ids, question.query_ids
     train_labels = labels(task.answers[i] for i in train)
-    yield "same_answer", baselines.same_answer(train_labels, labels(question.answers))
+    test_labels = labels(question.answers)
+    yield "same_answer", baselines.same_answer(train_labels, test_labels)
+    yield (
+        "same_answer_by_distance",
+        baselines.same_answer_by_distance(task, train, test, train_labels, test_labels),
+    )
     yield "shared_operand", baselines.shared_operands(task, train, test)
     yield "nearest_operands", baselines.nearest_operands(task, train, test)
     yield "shared_step", baselines.shared_steps(task, train, test)

@@ -161,7 +161,8 @@ def compute(folder: Path, config: AttributionQuality) -> dict[str, pd.DataFrame]
                 for region, mask in region_masks(question, split).items():
                     block = query_blocks(question.task, question.query_ids[mask])
                     draws = resamples(len(masks), block, config.n_boot)
-                    notes = {"split": split, "subsets": name, "removed": removed, "target": target, "region": region}
+                    notes = {"split": split, "subsets": name, "removed": removed, "target": target, "region": region,
+                             "n_blocks": len(np.unique(block))}  # fmt: skip
                     table, ceiling = _judge(sums[name], seeds, fixed, mask, draws, notes)
                     tables.append(table)
                     ceilings += ceiling

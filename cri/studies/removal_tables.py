@@ -21,10 +21,11 @@ from cri.runs import is_complete
 from cri.stacked import Layout, StackedForward
 from cri.statistics.datamodels import query_blocks, resamples
 from cri.statistics.group_effects import dose_index, effects_by_query, group_effects
-from cri.statistics.removal_index import RANDOM, case_table, effects, index_table, paired_effects
+from cri.statistics.removal_index import RANDOM, STEP, case_table, effects, index_table, paired_effects
 
 if TYPE_CHECKING:
     from cri.data import TokenTable
+    from cri.tasks import Task
 
 FAMILY = ["task", "format", "tokenizer", "split"]
 KEYS = [*FAMILY, "target", "region", "size"]
@@ -108,13 +109,13 @@ def with_everywhere(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def relabelled(pairs: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """`near` and `step` exchanged at random for each test case and size."""
-    keys = pd.util.hash_pandas_object(pairs[["test_id", "size"]], index=False).to_numpy()
-    unique, inverse = np.unique(keys, return_inverse=True)
-    swap = (np.random.default_rng(seed).random(len(unique)) < 0.5)[inverse]
-    return pairs.assign(
-        near=np.where(swap, pairs["step"], pairs["near"]), step=np.where(swap, pairs["near"], pairs["step"])
-    )
+    """`near` and `step` exchanged in a random half of the retrainings of each region and size: which is which then
+    says nothing."""
+    rng = np.random.default_rng(seed)
+    swap = pd.Series(False, index=pairs.index)
+    for _, part in pairs.groupby([*FAMILY, "target", "region", "size"], sort=False):
+        swap.loc[rng.permutation(part.index)[: len(part) // 2]] = True
+    return pairs.assign(near=pairs["near"].where(~swap, pairs["step"]), step=pairs["step"].where(~swap, pairs["near"]))
 
 
 def base_table(subject: Subject) -> pd.DataFrame:
@@ -156,53 +157,87 @@ def size_table(folder: Path, **options: Any) -> pd.DataFrame:
 
 def dose_tables(folder: Path, **options: Any) -> dict[str, pd.DataFrame]:
     """By region of the queries, from random subsets (`statistics.group_effects`): effects of groups, `doses`, and the
-    index of their means, `dose_index`."""
-    parts: dict[str, list[pd.DataFrame]] = {"doses": [], "dose_index": []}
+    index of their means, `dose_index`; and the same with groups of matched answers, `doses_matched` and
+    `dose_index_matched`."""
+    parts: dict[str, list[pd.DataFrame]] = {}
     for base_path, path in family_records(folder, "subsets-"):
         record, base = load_retrainings(path), load_retrainings(base_path)
-        first = record.table[EXPLAINS].iloc[0]
-        split = str(record.table["split"].iloc[0])
-        train = base.train[base.table[EXPLAINS] == first][0]
-        for name, tables in _doses(record, train, split, **options).items():
-            parts[name] += tables
-    return {name: pd.concat(tables, ignore_index=True) if tables else pd.DataFrame() for name, tables in parts.items()}
+        for name, table in _doses(record, base, **options):
+            parts.setdefault(name, []).append(table)
+    return {name: pd.concat(tables, ignore_index=True) for name, tables in parts.items()}
 
 
-def _doses(record: Retrainings, train: np.ndarray, split: str, **options: Any) -> dict[str, list[pd.DataFrame]]:
+def dose_groups(task: Task, train_ids: np.ndarray, test_ids: np.ndarray) -> statistics.Groups:
+    """Groups relative to the right answers: subsets are trained with several seeds, which predict different ones.
+
+    Of a planted table the step decides the answer: "same answer" would leave no case to "same step". `near` is then as
+    large as addition has it on the same grid.
+    """
+    if task.name not in PLANTED:
+        return statistics.make_groups(task, train_ids, test_ids, [task.answers[i] for i in test_ids])
+    sums = task.cases.sum(axis=1)
+    n_near = statistics.matched_size(sums[train_ids].astype(str), sums[test_ids].astype(str))
+    return statistics.make_groups(task, train_ids, test_ids, [""] * len(test_ids), n_near=n_near)
+
+
+MATCHED = {"same answer": ("near_same_answer", "same_answer_same_step"), "other answers": ("near_other_answer", STEP)}
+"""What is compared where the answer is held fixed: near cases, and those far away that share a step."""
+
+
+def _doses(record: Retrainings, base: Retrainings, **options: Any) -> Iterator[tuple[str, pd.DataFrame]]:
     materials = prepare(record.config)
-    task = materials.task
-    square = materials.split.test
+    task, square = materials.task, materials.split.test
+    explained = int(np.flatnonzero(base.table[EXPLAINS] == record.table[EXPLAINS].iloc[0])[0])
+    train = base.train[explained]
+    split = str(record.table["split"].iloc[0])
     held = ~train[record.queries]
     inside = square[record.queries]
     regions = {"square": held & inside, "outside": held & ~inside} if split == "square" else {"random": held}
     order = record.table.sort_values(["seed", "subset"])
-    seeds = order["seed"].unique()
+    by_seed = [order.index[order["seed"] == seed].to_numpy() for seed in order["seed"].unique()]
     train_ids = np.flatnonzero(train)
-    by_seed = [order.index[order["seed"] == seed].to_numpy() for seed in seeds]
     kept = record.train[by_seed[0]][:, train_ids]
     names = {"task": record.config.task, "format": record.config.format, "tokenizer": record.config.tokenizer}
-    parts: dict[str, list[pd.DataFrame]] = {"doses": [], "dose_index": []}
     for region, mask in regions.items():
         if mask.sum() < 2:
             continue
         test_ids = record.queries[mask]
-        # relative to the right answer: subsets are trained with several seeds, which predict different ones. Of a
-        # planted table the step decides the answer: "same answer" would leave no case to "same step"
-        answers = [""] * len(test_ids) if task.name in PLANTED else [task.answers[i] for i in test_ids]
-        groups = statistics.make_groups(task, train_ids, test_ids, answers)
+        groups = dose_groups(task, train_ids, test_ids)
+        codes = statistics.by_answer(groups)
         outputs = np.mean([record.log_odds("reference")[rows][:, mask] for rows in by_seed], axis=0)
-        draws = resamples(len(kept), query_blocks(task, test_ids), options.get("n_boot", 2000))
-        effects = effects_by_query(groups.codes, kept, outputs, draws)
-        removed = float(record.table["removed"].iloc[0])
-        notes = {**names, "split": split, "region": region, "removed": removed, "n_seeds": len(seeds)}
-        parts["doses"].append(group_effects(effects, groups.codes, draws).assign(**notes))
+        blocks = query_blocks(task, test_ids)
+        draws = resamples(len(kept), blocks, options.get("n_boot", 2000))
         # the control: groups of the same sizes, of other training cases
-        shuffled = groups.codes[np.random.default_rng(0).permutation(len(train_ids))]
-        found = {"trained": effects, "relabelled": effects_by_query(shuffled, kept, outputs, draws)}
-        size = {"n": len(test_ids), "n_subsets": len(kept)}
+        shuffled = np.random.default_rng(0).permutation(len(train_ids))
+        notes = {**names, "split": split, "region": region, "removed": float(record.table["removed"].iloc[0]),
+                 "n_seeds": len(by_seed)}  # fmt: skip
+        right = {"accuracy": record.correct, "base_accuracy": base.correct[[explained]]}
+        size = {name: rows[:, test_ids].mean() for name, rows in right.items()}
+        size |= {"n": len(test_ids), "n_blocks": len(np.unique(blocks)), "n_subsets": len(kept)}
+        effects = effects_by_query(groups.codes, kept, outputs, draws)
+        yield "doses", group_effects(effects, groups.codes, draws).assign(**notes)
+        found = {"trained": effects, "relabelled": effects_by_query(groups.codes[shuffled], kept, outputs, draws)}
         rows = [{**notes, "model": model, **dose_index(e, draws), **size} for model, e in found.items()]
-        parts["dose_index"].append(pd.DataFrame(rows))
-    return parts
+        yield "dose_index", pd.DataFrame(rows)
+        kinds = statistics.BY_ANSWER
+        effects = effects_by_query(codes, kept, outputs, draws, names=kinds)
+        yield "doses_matched", group_effects(effects, codes, draws, names=kinds).assign(**notes)
+        found = {
+            "trained": effects,
+            "relabelled": effects_by_query(codes[shuffled], kept, outputs, draws, names=kinds),
+        }
+        rows = [
+            {**notes, "answers": which, "model": model, **dose_index(e, draws, near, step), **size}
+            for which, (near, step) in MATCHED.items()
+            for model, e in found.items()
+            if {near, step} <= present(codes)
+        ]
+        yield "dose_index_matched", pd.DataFrame(rows)
+
+
+def present(codes: np.ndarray) -> set[str]:
+    """Groups of `BY_ANSWER` that hold any case."""
+    return {statistics.BY_ANSWER[code] for code in np.unique(codes)}
 
 
 def calibration(cases: pd.DataFrame, **options: Any) -> pd.DataFrame:
@@ -217,7 +252,11 @@ def calibration(cases: pd.DataFrame, **options: Any) -> pd.DataFrame:
         # one block a test case; those of the two tasks are different cases
         block = np.arange(len(part))
         value = statistics.stratified_auc(part["cri"].to_numpy(), positive, same, same, block, **options)
-        n = {"n_cases": int(positive.sum()), "n_steps": int((~positive).sum())}
+        n_cases, n_steps = int(positive.sum()), int((~positive).sum())
+        # where all pairs are told apart a bootstrap has nothing left to vary: as many successes in as few trials
+        fewest = min(n_cases, n_steps)
+        floor, _ = statistics.wilson(round(value.estimate * fewest), fewest)
+        n = {"wilson_low": floor, "n_cases": n_cases, "n_steps": n_steps}
         rows.append({"target": target, "size": size, "region": region, **value._asdict(), **n})
     return pd.DataFrame(rows).rename(columns={"estimate": "auc"})
 
@@ -239,10 +278,10 @@ def compute(folder: Path, n_boot: int) -> dict[str, pd.DataFrame]:
         table = effects(outputs_table(subject.removals, values, "prediction"))
         null.append(table.assign(**subject.names))
     deltas, nulls = pd.concat(delta, ignore_index=True), pd.concat(null, ignore_index=True)
-    pairs = with_everywhere(paired_by_target(deltas))
-    null_pairs = with_everywhere(paired_by_target(nulls))
+    by_retraining = paired_by_target(deltas)
+    pairs, null_pairs = with_everywhere(by_retraining), with_everywhere(paired_by_target(nulls))
     cases = pd.concat([case_table(part).assign(target=t) for t, part in deltas.groupby("target", sort=False)])
-    controls = {"untrained": null_pairs, "relabelled": relabelled(pairs)}
+    controls = {"untrained": null_pairs, "relabelled": with_everywhere(relabelled(by_retraining))}
     control_rows = [index_table(table, KEYS, **options).assign(model=name) for name, table in controls.items()]
     index = pd.concat([index_table(pairs, KEYS, **options).assign(model="trained"), *control_rows], ignore_index=True)
     tables = {
