@@ -139,7 +139,7 @@ _PLANTED = _plans(
 _SMALL: dict[str, Any] = {
     "size": 30, "half_side": 3, "steps": 500, "batch_size": 128, "n_new_seeds": 5, "n_outside": 40,
     "n_random_queries": 100, "n_tests": 3, "removal_sizes": (20,), "n_random_removals": 2, "n_centers": 5,
-    "top_k": (5, 20, 80), "near_sizes": (20, 60, 200),
+    "top_k": (5, 20, 80), "near_sizes": (20, 60, 200), "sliding_seeds": (0, 1, 2),
 }  # fmt: skip
 PRESETS = {
     # for 2 cores: a smaller grid and fewer steps; six seeds a subset, as seeds differ more there
