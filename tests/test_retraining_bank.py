@@ -17,6 +17,7 @@ from cri.attribution.leave_out import DESIGNS, leave_out
 from cri.attribution.outputs import log_likelihood
 from cri.attribution.removals import random_removal, removal_groups
 from cri.attribution.retrainings import load_retrainings, log_odds, retrain
+from cri.bank import load_bank
 from cri.config import RunConfig, TrainConfig
 from cri.coverage import step_coverage
 from cri.errors import CorruptRunError, CriError
@@ -261,11 +262,20 @@ def test_leave_x_out_study_from_records_to_figures(bank, tmp_path):
 
 def test_quality_study_from_records_to_figures(bank, tmp_path):
     config = dataclasses.replace(
-        attribution_quality.PRESETS["test"], records=bank, record=tmp_path / "r", figures=tmp_path / "f", tracin=True
-    )
+        attribution_quality.PRESETS["test"], records=bank, record=tmp_path / "r", figures=tmp_path / "f", tracin=True,
+        runs=tmp_path / "runs",
+    )  # fmt: skip
     assert len(attribution_quality.run(config)) == 2
     lds = pd.read_csv(tmp_path / "r" / "test" / "lds.csv")
     assert {"same_answer", "bm25", "GradDot", "TracIn", "EK-FAC", "EK-FAC, mean over seeds"} <= set(lds["method"])
+    assert "EK-FAC, mean over 4 models" in set(lds["method"])
+    (halves,) = (tmp_path / "runs").glob("bank-*")
+    base = load_retrainings(bank / "test" / "addition-direct-number" / "base")
+    train, others = base.train[0], load_bank(halves).train
+    assert len(others) == 2
+    assert not (others & ~train).any()
+    judged = load_retrainings(bank / "test" / "addition-direct-number" / "subsets-50").train
+    assert not (others[:, None] == judged).all(axis=2).any()  # none of the subsets that are foretold
     assert set(lds["retraining"]) == {"fixed seed", "new seed", "mean over seeds"}
     assert set(lds["target"]) == {"reference", "prediction"}
     assert lds["lds"].between(-1, 1).all()

@@ -36,6 +36,9 @@ class AttributionQuality:
     """Train the first base model again on the CPU, for checkpoints."""
     cg_steps: int = 8
     """Conjugate-gradient steps that refine EK-FAC, on the Fisher of 2,000 training cases; 0 leaves them out."""
+    ensemble: int = 24
+    """Models trained on random halves of the training cases, whose EK-FAC scores are averaged with those of the base
+    models; 0 leaves them out."""
     n_boot: int = 1000
     """Bootstrap samples."""
     records: Path = Path("studies") / retraining_bank.NAME
@@ -43,6 +46,8 @@ class AttributionQuality:
     record: Path = Path("studies") / NAME
     """Folder of recorded tables."""
     figures: Path = Path("figures")
+    runs: Path = Path("runs")
+    """Folder of the ensemble's models."""
     jobs: int = 0
     """Models trained at once on CPU; 0 is one a core."""
     device: str = "auto"
@@ -54,7 +59,7 @@ class AttributionQuality:
             raise CriError(f"family: {self.family!r} is not TASK:FORMAT:TOKENIZER (for example addition:direct:number)")
         if any(not 0 < d < float("inf") for d in self.dampings):
             raise out_of_range("dampings", self.dampings, "positive and finite")
-        for field, low in (("n_boot", 100), ("cg_steps", 0)):
+        for field, low in (("n_boot", 100), ("cg_steps", 0), ("ensemble", 0)):
             if getattr(self, field) < low:
                 raise out_of_range(field, getattr(self, field), f"at least {low}")
 
@@ -62,7 +67,7 @@ class AttributionQuality:
 PRESETS = {
     "cpu": AttributionQuality(),
     "gpu": AttributionQuality(bank="gpu"),
-    "test": AttributionQuality(bank="test", dampings=(1.0,), cg_steps=2, n_boot=100),
+    "test": AttributionQuality(bank="test", dampings=(1.0,), cg_steps=2, ensemble=2, n_boot=100),
 }
 
 

@@ -134,9 +134,13 @@ def retrained(
     the next, and from the base model, in more than what was removed.
     """
     train = without(family.base[split], removed)
-    share = train.sum() / family.base[split].sum()
-    batch_size = max(1, round(family.config.train.batch_size * share))
+    batch_size = as_often(family.config, family.base[split], train)
     return Replica(seed, train, batch_size=batch_size, note={"split": split, **note})
+
+
+def as_often(config: RunConfig, base: Bool[np.ndarray, " case"], train: Bool[np.ndarray, " case"]) -> int:
+    """The batch size with which a model sees each of its cases as often as one trained on `base` does."""
+    return max(1, round(config.train.batch_size * train.sum() / base.sum()))
 
 
 def base(family: Family, options: RetrainingBank) -> Iterator[Replica]:

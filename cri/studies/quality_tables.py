@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,17 @@ import numpy as np
 import pandas as pd
 
 from cri import plots
+from cri.attribution.removals import random_removal
 from cri.attribution.retrainings import TARGETS, Retrainings, load_retrainings
+from cri.bank import Bank, load_bank
+from cri.jointly import Replica
 from cri.materials import prepare
 from cri.plots.removals import flip_curves, quality_bars
+from cri.replicas import train_replicas
 from cri.runs import is_complete
 from cri.statistics import wilson
 from cri.statistics.datamodels import Resamples, lds_table, noise_ceiling, query_blocks, resamples, subset_sums
+from cri.studies.bank_plans import as_often, without
 from cri.studies.quality_scores import (
     CONTENT,
     DAMPING,
@@ -34,6 +40,8 @@ if TYPE_CHECKING:
 
 EVERYWHERE = "all"
 EKFAC_NAME, ENSEMBLE = "EK-FAC", "EK-FAC, mean over seeds"
+ENSEMBLE_SEED, ENSEMBLE_DRAW = 1000, 40_000
+"""Where the seeds and the random halves of ensembles begin: no bank has them."""
 
 
 def questions(base: Retrainings, split: str) -> tuple[np.ndarray, dict[str, Question]]:
@@ -58,10 +66,25 @@ def questions(base: Retrainings, split: str) -> tuple[np.ndarray, dict[str, Ques
     return held, out
 
 
+def ensemble(base: Retrainings, split: str, config: AttributionQuality) -> Bank | None:
+    """Models trained on random halves that the judged subsets have nothing to do with, from starts of their own; None
+    where none are asked for."""
+    if not config.ensemble:
+        return None
+    train = base.train[int(np.flatnonzero(base.table["split"] == split)[0])]
+    train_ids = np.flatnonzero(train)
+    replicas = []
+    for i in range(config.ensemble):
+        draw = ENSEMBLE_DRAW + 10_000 * (split == "random") + i
+        half = without(train, random_removal(train_ids, len(train_ids) // 2, draw))
+        replicas.append(Replica(ENSEMBLE_SEED + i, half, batch_size=as_often(base.config, train, half)))
+    return load_bank(train_replicas(base.config, replicas, config.runs, device=config.device, jobs=config.jobs))
+
+
 def every_method(
-    base: Retrainings, split: str, question: Question, config: AttributionQuality
+    base: Retrainings, split: str, question: Question, halves: Bank | None, config: AttributionQuality
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(method, scores [train, query]) of all methods, one at a time."""
+    """(method, scores [train, query]) of all methods, one at a time; `halves` from `ensemble`."""
     bank = base.bank()
     models = np.flatnonzero(base.table["split"] == split).tolist()
     model = bank.model(models[0])
@@ -83,12 +106,20 @@ def every_method(
     if config.cg_steps:
         refined = influence_scores(question, model, fisher, DAMPING, config.cg_steps)
         yield f"{EKFAC_NAME} + {config.cg_steps} CG steps", refined
+    found = [own]
+    for replica in models[1:]:
+        weights = bank.model(replica)
+        found.append(influence_scores(question, weights, fitted(question, weights), DAMPING))
     if len(models) > 1:
-        others = []
-        for replica in models[1:]:
-            weights = bank.model(replica)
-            others.append(influence_scores(question, weights, fitted(question, weights), DAMPING))
-        yield ENSEMBLE, standardised_mean([own, *others])
+        yield ENSEMBLE, standardised_mean(found)
+    if halves is None:
+        return
+    for i in range(len(halves)):
+        weights = halves.model(i)
+        mine = dataclasses.replace(question, train_ids=np.flatnonzero(halves.train[i]))
+        found.append(influence_scores(question, weights, fitted(mine, weights), DAMPING))
+        if len(found) in (8, 16, 32) or i == len(halves) - 1:  # to see what more models are worth
+            yield f"{EKFAC_NAME}, mean over {len(found)} models", standardised_mean(found)
 
 
 def outputs_by_seed(record: Retrainings, held: np.ndarray, target: str) -> tuple[np.ndarray, dict[int, np.ndarray]]:
@@ -148,12 +179,13 @@ def compute(folder: Path, config: AttributionQuality) -> dict[str, pd.DataFrame]
     tables, ceilings = [], []
     for split, found in records.items():
         held, asked = questions(base, split)
+        halves = ensemble(base, split, config)
         fixed = int(base.table.loc[base.table["split"] == split, "seed"].iloc[0])
         for target in TARGETS:
             question = asked[target]
             kept = {name: outputs_by_seed(r, held, target) for name, r in found.items()}
             sums: dict[str, dict[str, np.ndarray]] = {name: {} for name in found}
-            for method, scores in every_method(base, split, question, config):
+            for method, scores in every_method(base, split, question, halves, config):
                 for name, (masks, _) in kept.items():
                     sums[name][method] = subset_sums(scores, masks[:, question.train_ids])
             for name, (masks, seeds) in kept.items():

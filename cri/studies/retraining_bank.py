@@ -200,7 +200,7 @@ PRESETS = {
     "test": RetrainingBank(
         plans=_plans({_NUMBER: ("base", "subsets-50", *_DESIGNED, "sliding")}),
         size=16, half_side=1, steps=30, batch_size=32, seeds=(0, 1), n_subsets=4, n_new_seeds=1, n_outside=6,
-        n_random_queries=10, n_tests=2, removal_sizes=(8,), n_random_removals=1, leave_out_seeds=(0,), n_centers=2,
+        n_random_queries=10, n_tests=2, removal_sizes=(8,), n_random_removals=2, leave_out_seeds=(0,), n_centers=2,
         top_k=(4,), near_sizes=(8, 30),
         name="test",
     ),
