@@ -132,6 +132,16 @@ def test_same_answer_ignores_missing_labels() -> None:
     np.testing.assert_array_equal(scores, [[0, 0], [1, 0], [0, 0]])
 
 
+def test_nearer_cases_with_the_answer_count_for_more() -> None:
+    task = make_task("addition", size=6)
+    train, test = (np.array([task.id_of(*case) for case in cases]) for cases in ([(0, 4), (1, 3), (5, 5)], [(2, 2)]))
+    texts = np.array(task.answers)
+    scores = baselines.same_answer_by_distance(task, train, test, texts[train], texts[test])
+    np.testing.assert_allclose(scores[:, 0], [1 / 2, 1, 0])
+    with pytest.raises(CriError, match="test_ids"):
+        baselines.same_answer_by_distance(task, train, train[:1], texts[train], texts[train[:1]])
+
+
 def test_informative_steps_refuses_a_frequency_out_of_range() -> None:
     with pytest.raises(CriError, match="max_frequency"):
         baselines.informative_steps(make_task("addition", size=5), 0.0)

@@ -263,7 +263,7 @@ def test_leave_x_out_study_from_records_to_figures(bank, tmp_path):
 def test_quality_study_from_records_to_figures(bank, tmp_path):
     config = dataclasses.replace(
         attribution_quality.PRESETS["test"], records=bank, record=tmp_path / "r", figures=tmp_path / "f", tracin=True,
-        runs=tmp_path / "runs",
+        runs=tmp_path / "runs", jobs=1, device="cpu",
     )  # fmt: skip
     assert len(attribution_quality.run(config)) == 2
     lds = pd.read_csv(tmp_path / "r" / "test" / "lds.csv")
@@ -313,7 +313,7 @@ def test_top_k_removes_what_each_method_ranks_highest(bank, tmp_path):
     table = top_k_table(record).set_index("method")
     assert table.loc["EK-FAC", "lost"] == 1
     assert table.loc["GradCos", "lost"] == 0
-    assert table.loc["random", "n"] == 2 * len(notes.loc[lost, "test_id"].unique())
+    assert table.loc["random", "n"] == 2 * options.n_random_removals * len(notes.loc[lost, "test_id"].unique())
     drawn = flip_curves(table.reset_index().assign(name=table.index))
     legend = drawn.get_legend()
     assert legend is not None

@@ -71,7 +71,7 @@ def same_answer_by_distance(
     distance = grid_distance(task, train_ids, test_ids)
     if (distance == 0).any():
         raise CriError("test_ids: some are training cases, at no distance from themselves")
-    return same_answer(train_labels, test_labels) / distance
+    return same_answer(train_labels, test_labels) / distance.astype(np.float32)
 
 
 def informative_steps(task: Task, max_frequency: float = MAX_STEP_FREQUENCY) -> sparse.csr_matrix:
