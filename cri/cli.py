@@ -26,14 +26,15 @@ def parse(
     description: str,
     argv: Sequence[str],
     presets: Mapping[str, Config] | None = None,
+    default: Config | None = None,
     prog: str | None = None,
 ) -> Config:
-    """`argv` as a `config_type`. With `presets`, the first argument may name one, whose values become the
-    defaults; without a name the first preset is taken. Exits with code 2 and one line on bad input."""
+    """`argv` as a `config_type`, values that are not given from `default`. With `presets`, the first argument may name
+    one, whose values become the defaults; without a name the first preset is taken. Exits with code 2 and one line on
+    bad input."""
     import tyro
 
     args = list(argv)
-    default: Config | None = None
     if presets:
         name = args.pop(0) if args and not args[0].startswith("-") else next(iter(presets))
         if name not in presets:
@@ -78,13 +79,14 @@ def run_command(
     description: str | None = None,
     argv: Sequence[str] | None = None,
     presets: Mapping[str, Config] | None = None,
+    default: Config | None = None,
     prog: str | None = None,
 ) -> None:
     """Parses the command line into a config and calls `function` with it.
 
     A `CriError` becomes one line on stderr and exit code 2; Ctrl-C exits with 130 and no traceback.
     """
-    config = parse(config_type, description or "", sys.argv[1:] if argv is None else argv, presets, prog)
+    config = parse(config_type, description or "", sys.argv[1:] if argv is None else argv, presets, default, prog)
     try:
         function(config)
     except CriError as error:

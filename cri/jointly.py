@@ -27,8 +27,8 @@ from cri.data import TokenTable
 from cri.errors import CriError
 from cri.evaluation import Decoded, decode
 from cri.materials import Materials, initial_model
-from cri.models import is_preset
 from cri.runs import config_hash
+from cri.shapes import is_preset
 from cri.stacked import Layout, Member, StackedForward, StackedTrainer
 from cri.training import Trainer
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cri.config import RunConfig
 from cri.errors import CriError
 from cri.runs import config_hash
+from cri.shapes import is_preset
 from cri.splits import Split, make_split
 from cri.tasks import Task, make_task
 
@@ -70,7 +71,7 @@ def prepare(config: RunConfig) -> Materials:
     """Builds what `config` names; raises `CriError` naming the field for anything it cannot build."""
     from cri.data import encode, task_tokenizer
     from cri.formats import make_format
-    from cri.models import is_preset, load_pretrained, require_positions
+    from cri.models import load_pretrained, require_positions
 
     task = make_task(config.task, **config.task_params)
     fmt = make_format(config.format)

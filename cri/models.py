@@ -8,37 +8,18 @@ import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cri.errors import CriError, MissingDependencyError, unknown_name
+from cri.shapes import PRESETS, Preset
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True)
-class Preset:
-    """Shape of a from-scratch model; `gpt2` blocks learn absolute positions, `llama` blocks rotate (RoPE)."""
-
-    n_layers: int
-    d_model: int
-    n_heads: int
-    block: Literal["gpt2", "llama"] = "gpt2"
-
-
-PRESETS: dict[str, Preset] = {
-    "nano": Preset(2, 64, 4),
-    "mini": Preset(4, 256, 8),
-    "gpt2-shape": Preset(12, 768, 12),
-    "gpt2-medium-shape": Preset(24, 1024, 16),
-    "nano-rope": Preset(2, 64, 4, "llama"),
-    "micro-rope": Preset(2, 128, 4, "llama"),
-    "mini-rope": Preset(4, 256, 8, "llama"),
-    "gpt2-rope-shape": Preset(12, 768, 12, "llama"),
-}
 SMOLLM2 = "smollm2-135m"
 
 
@@ -86,10 +67,6 @@ def build_model(preset: str, *, vocab_size: int, n_positions: int, pad: int, eos
         torch.manual_seed(seed)
         model = kind(_config(PRESETS[preset], vocab_size, n_positions, pad, eos))
     return model.eval()
-
-
-def is_preset(name: str) -> bool:
-    return name in PRESETS
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Training settings that reach training accuracy >= 0.99 from scratch, by task and format.
 
-Found by search (see `studies/log.md`); a study takes them unless told otherwise.
+Found by search with the smallest models (see `studies/log.md`); a command takes them unless told otherwise.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from cri.config import RunConfig, TrainConfig
+from cri.shapes import is_preset
 
 _RECIPES: dict[tuple[str, str], TrainConfig] = {
     ("length_addition", "rfft"): TrainConfig(steps=4500, batch_size=32, lr=2e-3),
@@ -34,6 +35,8 @@ _BY_MODEL: dict[str, dict[str, Any]] = {
     "gpt2-medium-shape": {"lr": 2e-4, "precision": "bf16"},
 }
 """What the large shapes need instead: smaller steps, and a GPU."""
+_PRETRAINED: dict[str, Any] = {"lr": 1e-4}
+"""The paper's for GPT-2."""
 
 
 def recipe(task: str, fmt: str = "direct", **fields: Any) -> RunConfig:
@@ -41,4 +44,6 @@ def recipe(task: str, fmt: str = "direct", **fields: Any) -> RunConfig:
     `TrainConfig`."""
     train = _RECIPES.get((task, fmt), _BY_FORMAT.get(fmt, TrainConfig()))
     config = RunConfig(task=task, format=fmt, train=train)
-    return config.replace(**(_BY_MODEL.get(fields.get("model", config.model), {}) | fields))
+    model = fields.get("model", config.model)
+    own = _BY_MODEL.get(model, {}) if is_preset(model) else _PRETRAINED
+    return config.replace(**(own | fields))

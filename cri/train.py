@@ -346,6 +346,25 @@ class TrainCommand:
     checkpoint_every: int = 500
 
 
+def with_recipe(argv: Sequence[str]) -> TrainCommand:
+    """The command's defaults: the recipe of the task, format and model that `argv` names."""
+    from cri.recipes import recipe
+
+    named = {}
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
+        field, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and field in ("task", "format", "model"):
+            named[field] = value if equals else following
+    default = RunConfig()
+    return TrainCommand(
+        recipe(
+            named.get("task", default.task),
+            named.get("format", default.format),
+            model=named.get("model", default.model),
+        )
+    )
+
+
 def main() -> None:
     """`python -m cri.train`."""
     import tyro
@@ -366,7 +385,14 @@ def main() -> None:
         print(json.dumps({k: round(v, 4) for k, v in accuracy.items()}), file=sys.stderr)
         print(folder)
 
-    run_command(flat, train, "Trains one run and prints its folder.", prog="python -m cri.train")  # pyright: ignore[reportArgumentType]
+    run_command(
+        flat,  # pyright: ignore[reportArgumentType]
+        train,
+        "Trains one run and prints its folder. Settings that are not given are those of the recipe for the task, the "
+        "format and the model (cri/recipes.py).",
+        default=with_recipe(sys.argv[1:]),
+        prog="python -m cri.train",
+    )
 
 
 if __name__ == "__main__":

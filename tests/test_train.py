@@ -17,8 +17,9 @@ import torch
 from cri.config import RunConfig
 from cri.errors import CorruptRunError, CriError
 from cri.evaluation import predictions
+from cri.recipes import recipe
 from cri.runs import config_hash, file_sha256, mark_complete, read_json, verify, write_json
-from cri.train import load_run, train_run, train_runs
+from cri.train import load_run, train_run, train_runs, with_recipe
 from tests.conftest import TINY
 
 
@@ -165,3 +166,12 @@ def test_command_line_prints_where_the_run_lies(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert load_run(done.stdout.strip()).config.train.steps == 5
+
+
+def test_settings_that_are_not_given_are_the_recipes():
+    assert with_recipe(["--task", "mod_addition", "--split", "random"]).run == recipe("mod_addition")
+    assert with_recipe(["--format=rfft", "--task=length_addition"]).run == recipe("length_addition", "rfft")
+    assert with_recipe([]).run == recipe("addition")
+    assert with_recipe(["--model", "some/pretrained"]).run.train.lr == 1e-4
+    assert with_recipe(["--model", "gpt2-shape"]).run.train.precision == "bf16"
+    assert with_recipe(["--task"]).run.task == ""  # what is wrong is said where it is parsed
