@@ -223,7 +223,9 @@ def _carry_iia(iia: pd.DataFrame | None, row: dict[str, Any]) -> dict[str, float
     if found.empty:
         return {}
     first = found.iloc[0]
-    return {"iia": first["rule"], "iia_low": first["rule_wilson_low"], "iia_high": first["rule_wilson_high"]}
+    low = np.nanmin([first["rule_low"], first["rule_wilson_low"]])  # as the score: the wider of the two intervals
+    high = np.nanmax([first["rule_high"], first["rule_wilson_high"]])
+    return {"iia": first["rule"], "iia_low": float(low), "iia_high": float(high)}
 
 
 def agreement_cells(
