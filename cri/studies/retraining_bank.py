@@ -150,8 +150,8 @@ PRESETS = {
         plans=_plans({_NUMBER: ("subsets-random-50", "subsets-10")}), **{**_SMALL, "n_new_seeds": 1}
     ),
     "cpu-digit": RetrainingBank(
-        plans=_plans({_DIGIT: ("base", "subsets-50", "leave-out", "subsets-random-50", "removals-square")}),
-        **{**_SMALL, "n_new_seeds": 2},
+        plans=_plans({_DIGIT: ("base", "subsets-50", "subsets-random-50", "leave-out", "removals-square")}),
+        **{**_SMALL, "steps": 800, "lr": 4e-3, "n_new_seeds": 0},
     ),
     "cpu-tasks": RetrainingBank(
         plans=_plans({
