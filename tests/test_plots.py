@@ -62,8 +62,9 @@ DESIGNS = pd.DataFrame(
     {"design": ["square", "square", "step"], "accuracy": [0.1, 0.0, 0.8], "unseen": [0.4, 0.4, 1.0], "n_held_out": 9}
 )
 QUALITY = pd.DataFrame(
-    {"name": ["same answer", "EK-FAC"], "content": [True, False], "lds": [0.2, 0.5], "lds_low": 0.1, "lds_high": 0.6}
-)
+    {"name": ["same answer", "EK-FAC"], "kind": ["asks no model", "EK-FAC influence"], "retraining": "new seed",
+     "lds": [0.2, 0.5], "lds_low": 0.1, "lds_high": 0.6}
+)  # fmt: skip
 FLIPS = pd.DataFrame(
     {"name": ["random", "EK-FAC"] * 2, "k": [5, 5, 20, 20], "lost": [0, 0.5, 0.2, 1], "low": 0, "high": 1}
 )
@@ -74,6 +75,7 @@ PLOTS: dict[str, Callable[..., Any]] = {
     "index_strip": lambda ax=None: removals.index_strip(INDEX, INDEX, ax),
     "design_accuracy": lambda ax=None: removals.design_accuracy(DESIGNS, ax),
     "quality_bars": lambda ax=None: removals.quality_bars(QUALITY, ax, ceiling=0.6),
+    "quality_points": lambda ax=None: removals.quality_points(QUALITY, ax, ceilings=(0.6,)),
     "flip_curves": lambda ax=None: removals.flip_curves(FLIPS, ax),
     "sliding_map": lambda ax=None: removals.sliding_map(SLIDING, ax),
     "group_points": lambda ax=None: removals.group_points(POINTS, "effect", ax),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,18 @@ from cri.plots.style import GROUP_COLORS, new_axes, require_columns
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+
+METHOD_COLORS = {"asks no model": "#AAAAAA", "similarity and gradients": "#9DC6E0", "EK-FAC influence": "#0072B2"}
+"""Attribution methods by what they ask: what the others are to be compared with is the first and pale."""
+RETRAININGS = {
+    "fixed seed": ("one retraining, the base model's seed", "#0072B2", "o"),
+    "new seed": ("one retraining, a new seed", "#56B4E9", "s"),
+    "mean over seeds": ("mean over retraining seeds", "#000000", "D"),
+}
+"""Label, colour and marker by what is foretold."""
+FLIP_COLORS = ("#0072B2", "#D55E00", "#009E73", "#AA3377", "#DDAA33", "#56B4E9", "#332288")
+CEILING = "#D55E00"
+BAND = "#F1F1F1"
 
 
 def _whiskers(table: pd.DataFrame, value: str, low: str = "low", high: str = "high") -> np.ndarray:
@@ -97,51 +110,92 @@ def design_accuracy(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def quality_bars(
-    table: pd.DataFrame, ax: Axes | None = None, *, ceiling: float | None = None, value: str = "lds"
-) -> Axes:
-    """LDS (or gain, or partial LDS) of each method with intervals.
+def quality_bars(table: pd.DataFrame, ax: Axes | None = None, *, ceiling: float | None = None) -> Axes:
+    """LDS of each method with intervals.
 
     Args:
-        table: one row a method, top to bottom: `name`, `content` (asks no model), `value`, `{value}_low`,
-            `{value}_high`.
+        table: one row a method, top to bottom: `name`, `kind` (of `METHOD_COLORS`), `lds`, `lds_low`, `lds_high`.
         ceiling: the noise ceiling, drawn as a line.
-        value: the column to draw.
     """
-    require_columns(table, ("name", "content", value, f"{value}_low", f"{value}_high"))
+    require_columns(table, ("name", "kind", "lds", "lds_low", "lds_high"))
     ax = new_axes(ax)
     y = np.arange(len(table))
-    colors = np.where(table["content"].to_numpy(dtype=bool), "#999999", "#0072B2")
-    ax.barh(y, table[value], color=colors.tolist(), height=0.65, alpha=0.55)
+    for kind, color in METHOD_COLORS.items():
+        mine = (table["kind"] == kind).to_numpy()
+        if mine.any():
+            ax.barh(y[mine], table["lds"][mine], color=color, height=0.68, label=kind)
     ax.errorbar(
-        table[value], y, xerr=_whiskers(table, value, f"{value}_low", f"{value}_high"), color="black", marker="none",
+        table["lds"], y, xerr=_whiskers(table, "lds", "lds_low", "lds_high"), color="black", marker="none",
         linestyle="none", elinewidth=1.0,
     )  # fmt: skip
     if ceiling is not None:
-        ax.axvline(ceiling, color="#D55E00", linewidth=1.0, linestyle="--")
-        ax.text(ceiling, -0.75, "noise ceiling", color="#D55E00", fontsize=6, ha="center", va="bottom")
-    ax.axvline(0, color="0.5", linewidth=0.8)
-    ax.set_yticks(y, table["name"])
-    ax.set_ylim(len(table) - 0.5, -0.5)
+        _mark_ceiling(ax, ceiling, f"noise ceiling {ceiling:.2f}")
+    _name_methods(ax, table["name"].tolist())
     return ax
+
+
+def quality_points(table: pd.DataFrame, ax: Axes | None = None, *, ceilings: Sequence[float] = ()) -> Axes:
+    """LDS of each method with intervals, against one retraining or the mean of several: a mark for each beside one
+    another.
+
+    Args:
+        table: one row a method (top to bottom) and retraining: `name`, `retraining` (of `RETRAININGS`), `lds`,
+            `lds_low`, `lds_high`.
+        ceilings: the noise ceiling of one retraining, and of the mean of several where there are several.
+    """
+    require_columns(table, ("name", "retraining", "lds", "lds_low", "lds_high"))
+    ax = new_axes(ax)
+    names = list(dict.fromkeys(table["name"]))
+    for i in range(0, len(names), 2):  # bands lead the eye from a name to its marks
+        ax.axhspan(i - 0.5, i + 0.5, color=BAND, linewidth=0, zorder=0)
+    for i, (retraining, (label, color, marker)) in enumerate(RETRAININGS.items()):
+        rows = table[table["retraining"] == retraining].set_index("name").reindex(names)
+        if rows["lds"].notna().any():
+            ax.errorbar(
+                rows["lds"], np.arange(len(names)) + (i - 1) * 0.25, xerr=_whiskers(rows, "lds", "lds_low", "lds_high"),
+                color=color, marker=marker, markersize=3.5, linestyle="none", elinewidth=1.0, label=label,
+            )  # fmt: skip
+    # away from one another: the two lines may lie close
+    for ceiling, text, side in zip(
+        ceilings, ("noise ceiling of one: {:.2f}", "mean: {:.2f}"), ("right", "left"), strict=False
+    ):
+        _mark_ceiling(ax, ceiling, text.format(ceiling), side)
+    _name_methods(ax, names)
+    return ax
+
+
+def _mark_ceiling(ax: Axes, x: float, text: str, side: str = "center") -> None:
+    ax.axvline(x, color=CEILING, linewidth=1.0, linestyle="--")
+    ax.text(x, 1.005, text, color=CEILING, fontsize=7, ha=side, va="bottom", transform=ax.get_xaxis_transform())
+
+
+def _name_methods(ax: Axes, names: Sequence[str]) -> None:
+    """A row a method, downwards, from a line at no correlation."""
+    ax.axvline(0, color="0.5", linewidth=0.8)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.set_xlabel("rank correlation\nwith retraining (LDS)")
 
 
 def flip_curves(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Share of right answers that are lost after removing the k highest-scored training cases, by method.
 
     Args:
-        table: one row a method and k: `name`, `k`, `lost`, `low`, `high`.
+        table: one row a method and k: `name`, `k`, `lost`, `low`, `high`; `random`, cases removed at random, is the
+            control.
     """
     require_columns(table, ("name", "k", "lost", "low", "high"))
     ax = new_axes(ax)
-    styles = ("o-", "s--", "^-", "D:", "v-.", "P-", "X--")
-    palette = ("#0072B2", "#CC6677", "#117733", "#332288", "#999999", "#D55E00", "#DDAA33")
-    curves = list(table.groupby("name", sort=False))
-    for i, ((name, rows), style, color) in enumerate(zip(curves, styles, palette, strict=False)):
+    control = table["name"] == "random"
+    curves = list(table[~control].groupby("name", sort=False)) + list(table[control].groupby("name"))
+    drawn = zip(("o-", "s-", "^-", "D-", "v-", "P-", "X-"), FLIP_COLORS, strict=True)
+    for i, (name, rows) in enumerate(curves):
+        style, color = ("o--", "0.6") if name == "random" else next(drawn)
         rows = rows.sort_values("k")
         x = rows["k"].to_numpy() * 1.06 ** (i - (len(curves) - 1) / 2)  # beside one another, or whiskers coincide
         ax.errorbar(
-            x, rows["lost"], yerr=_whiskers(rows, "lost"), fmt=style, color=color, markersize=3.5, elinewidth=0.8,
+            x, rows["lost"], yerr=_whiskers(rows, "lost"), fmt=style, color=color, markersize=4, elinewidth=0.8,
             label=str(name),
         )  # fmt: skip
     ax.set_xscale("log")
@@ -151,7 +205,7 @@ def flip_curves(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_ylim(-0.03, 1.03)
     ax.set_xlabel("training cases removed")
     ax.set_ylabel("right answers lost")
-    ax.legend(loc="best")
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside the curves: any of them may fill a corner
     return ax
 
 

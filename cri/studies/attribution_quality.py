@@ -74,7 +74,8 @@ PRESETS = {
 def run(config: AttributionQuality) -> list[Path]:
     """Makes tables and figures, prints the scores, returns the figures' paths."""
     from cri.runs import locked
-    from cri.studies.quality_tables import compute, draw
+    from cri.studies.quality_figures import draw
+    from cri.studies.quality_tables import compute
 
     started = time.perf_counter()
     name = config.family.replace(":", "-")

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from cri import plots
 from cri.attribution.removals import random_removal
 from cri.attribution.retrainings import TARGETS, Retrainings, load_retrainings
 from cri.bank import Bank, load_bank
 from cri.jointly import Replica
 from cri.materials import prepare
-from cri.plots.removals import flip_curves, quality_bars
 from cri.replicas import train_replicas
 from cri.runs import is_complete
 from cri.statistics import wilson
@@ -224,49 +222,3 @@ def top_k_table(record: Retrainings) -> pd.DataFrame:
         rows.append({"method": method, "k": int(k), "lost": lost / len(right), "low": low, "high": high,
                      "log_odds": float(np.mean(value)), **size})  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def draw(tables: Path, figures: Path) -> list[Path]:
-    """Draws the figures from the tables in a folder; returns the files written."""
-    lds = pd.read_csv(tables / "lds.csv")
-    ceiling = pd.read_csv(tables / "ceiling.csv") if (tables / "ceiling.csv").exists() else None
-    prefix = f"attribution_quality_{tables.name}"
-    out = []
-    with plots.style():
-        kinds = [k for k in ("fixed seed", "new seed", "mean over seeds") if k in set(lds["retraining"])]
-        plans = list(dict.fromkeys(lds["subsets"]))
-        methods = list(dict.fromkeys(lds["method"]))
-        size = (3.0, 0.7 + 0.17 * len(methods))
-        fig, axes = plots.figure(len(plans), len(kinds), size, sharey=True, sharex=True)
-        for i, plan in enumerate(plans):
-            for j, kind in enumerate(kinds):
-                ax = axes[i, j]
-                rows = lds[
-                    (lds["subsets"] == plan) & (lds["retraining"] == kind) & (lds["region"] == EVERYWHERE)
-                    & (lds["target"] == "reference")
-                ]  # fmt: skip
-                line = None
-                if ceiling is not None and len(ceiling):
-                    what = "ceiling, mean over seeds" if kind == "mean over seeds" else "ceiling, one seed"
-                    chosen = ceiling[
-                        (ceiling["subsets"] == plan) & (ceiling["region"] == EVERYWHERE)
-                        & (ceiling["target"] == "reference") & (ceiling["what"] == what)
-                    ]  # fmt: skip
-                    line = float(chosen["estimate"].iloc[0]) if len(chosen) else None
-                named = rows.assign(name=rows["method"].str.replace("_", " "), content=rows["method"].isin(CONTENT))
-                quality_bars(named, ax, ceiling=line)
-                split, removed = rows["split"].iloc[0], rows["removed"].iloc[0]
-                n = f"{int(rows['n_subsets'].iloc[0])} subsets, {int(rows['n_queries'].iloc[0])} queries"
-                ax.set_title(f"{split} split, {removed:.0%} removed, {kind}\n{n}", pad=12)
-                ax.set_xlabel("LDS" if i == len(plans) - 1 else "")
-        out += plots.save_figure(fig, figures / f"{prefix}_lds")
-        if (tables / "top_k.csv").exists():
-            curves = pd.read_csv(tables / "top_k.csv")
-            fig, axes = plots.figure(1, 1, (3.4, 2.6))
-            flip_curves(curves.assign(name=curves["method"].str.replace("_", " ")), axes[0, 0])
-            first = curves.iloc[0]
-            axes[0, 0].set_title(
-                f"{int(first['n_tests'])} right answers outside the square, {int(first['n_seeds'])} seeds"
-            )
-            out += plots.save_figure(fig, figures / f"{prefix}_top_k")
-    return out
