@@ -26,6 +26,7 @@ from cri.materials import prepare
 from cri.plots.removals import flip_curves
 from cri.splits import Split, square
 from cri.studies import attribution_quality, bank_plans, counterfactual_removal, leave_x_out, retraining_bank
+from cri.studies.leave_out_tables import sliding_summary
 from cri.studies.quality_tables import top_k_table
 from cri.tasks import make_task
 
@@ -258,6 +259,12 @@ def test_leave_x_out_study_from_records_to_figures(bank, tmp_path):
     row = int(np.flatnonzero(record.table["design"] == "band")[0])
     assert designs.loc["band", "accuracy"] == pytest.approx(record.correct[row, ~record.train[row]].mean(), abs=1e-4)
     assert len(pd.read_csv(tmp_path / "r" / "test" / "sliding.csv")) == 4
+    places = pd.DataFrame({"center_row": range(9), "center_col": 0, "seed": 0, "distance": 2.0})
+    family = {"task": "addition", "format": "direct", "tokenizer": "number"}
+    slid = places.assign(accuracy=places["center_row"] / 9, same_answer=places["center_row"] ** 2, **family)
+    row = sliding_summary(slid.assign(distance=-slid["accuracy"]), n_boot=50).iloc[0]
+    assert row["rho_same_answer"] == pytest.approx(1)
+    assert row["rho_distance_high"] == pytest.approx(-1)
 
 
 def test_quality_study_from_records_to_figures(bank, tmp_path):

@@ -15,6 +15,7 @@ from cri.plots.removals import design_accuracy, sliding_map
 from cri.runs import read_json
 from cri.splits import Split
 from cri.statistics import wilson
+from cri.statistics.datamodels import rank, rank_correlation, resamples
 from cri.studies.removal_tables import family_records
 from cri.tasks import Task, make_task
 
@@ -74,6 +75,24 @@ def coverage_table(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def sliding_summary(slides: pd.DataFrame, n_boot: int = 2000) -> pd.DataFrame:
+    """What the accuracy of a place goes with: Spearman's correlation over places (the mean over seeds each) with the
+    number of training cases that share an answer with its cases, and with their distance from the training cases.
+    Intervals: bootstrap over places."""
+    rows = []
+    for key, part in slides.groupby(FAMILY, sort=False):
+        places = part.groupby(["center_row", "center_col"])[["accuracy", "same_answer", "distance"]].mean()
+        draws = resamples(len(places), np.arange(len(places)), n_boot)
+        row = {**dict(zip(FAMILY, key, strict=True)), "accuracy": part["accuracy"].mean()}
+        ranks = {name: rank(places[[name]].to_numpy()) for name in places}
+        for other in ("same_answer", "distance"):
+            found = rank_correlation(ranks["accuracy"], ranks[other], draws.subsets)[:, 0]
+            row[f"rho_{other}"] = found[0]
+            row[f"rho_{other}_low"], row[f"rho_{other}_high"] = np.quantile(found[1:], [0.025, 0.975])
+        rows.append({**row, "n_places": len(places), "n_seeds": part["seed"].nunique()})
+    return pd.DataFrame(rows)
+
+
 def compute(folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, list[str]]]:
     """All tables of a bank's folder, and the names of each task's axes."""
     designs, slides = [], []
@@ -95,6 +114,7 @@ def compute(folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, list[str]]
     tables = {"designs": table, "summary": summary.reset_index(), "coverage": coverage_table(cells)}
     if slides:
         tables["sliding"] = design_table(pd.concat(slides, ignore_index=True), ["center_row", "center_col"])
+        tables["sliding_summary"] = sliding_summary(tables["sliding"])
     return tables, axis_names
 
 
