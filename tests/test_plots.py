@@ -56,8 +56,9 @@ EFFECTS = pd.DataFrame(
     ]
 )
 INDEX = pd.DataFrame(
-    {"name": ["planted", "addition"], "cri": [0.9, -0.2], "cri_low": [0.7, -0.6], "cri_high": [1, 0.3]}
-)
+    {"group": ["planted", "addition", "addition"], "name": ["cases", "square", "random"], "cri": [0.9, -0.2, np.nan],
+     "cri_low": [0.7, -0.6, np.nan], "cri_high": [1, 0.3, np.nan], "reading": ["nearby cases", "undecided", np.nan]}
+)  # fmt: skip
 DESIGNS = pd.DataFrame(
     {"design": ["square", "square", "step"], "accuracy": [0.1, 0.0, 0.8], "unseen": [0.4, 0.4, 1.0], "n_held_out": 9}
 )
@@ -141,6 +142,17 @@ def test_groups_absent_from_every_top_k_are_drawn_at_the_floor() -> None:
     ax = plots.enrichment_curves(ENRICHMENT, axes[0, 0])
     floor = [c.get_offsets() for c in ax.collections if len(c.get_offsets()) == 2]
     assert any(np.asarray(points)[:, 1].tolist() == [0.0625, 0.0625] for points in floor)
+
+
+def test_every_group_of_indices_has_a_header_row_and_every_case_its_place() -> None:
+    _, axes = plots.figure()
+    ax = removals.index_strip(INDEX, INDEX[1:2], axes[0, 0])
+    assert ax.get_yticks().tolist() == [1, 3, 4]
+    assert [text.get_text() for text in ax.texts] == ["planted", "addition"]
+    (dots,) = (c for c in ax.collections if c.get_label() == "dot: one test case")
+    assert np.round(np.asarray(dots.get_offsets())).tolist() == [[-0.0, 3.0]]
+    control = removals.index_strip(INDEX, ax=plots.figure()[1][0, 0], pale=True)
+    assert control.get_ylim() == ax.get_ylim()
 
 
 def test_colours_are_distinct() -> None:

@@ -21,6 +21,12 @@ RETRAININGS = {
     "mean over seeds": ("mean over retraining seeds", "#000000", "D"),
 }
 """Label, colour and marker by what is foretold."""
+READING_COLORS = {
+    "nearby cases": GROUP_COLORS["near"],
+    "shared steps": GROUP_COLORS["same_step"],
+    "undecided": "#777777",
+}
+"""Of what the intervals of an index and its effects support (`statistics.removal_index.read`)."""
 FLIP_COLORS = ("#0072B2", "#D55E00", "#009E73", "#AA3377", "#DDAA33", "#56B4E9", "#332288")
 CEILING = "#D55E00"
 BAND = "#F1F1F1"
@@ -60,29 +66,50 @@ def removal_effects(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool
     return ax
 
 
-def index_strip(means: pd.DataFrame, cases: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """The removal index of several models: single test cases as dots, mean effects' index with its interval.
+def index_strip(
+    means: pd.DataFrame, cases: pd.DataFrame | None = None, ax: Axes | None = None, *, pale: bool = False
+) -> Axes:
+    """The removal index of several models below headers: mean effects' index with its interval, coloured by its
+    reading, single test cases as dots.
 
     Args:
-        means: one row a model, top to bottom: `name`, `cri`, `cri_low`, `cri_high`.
-        cases: one row a test case: `name`, `cri`; models without single cases may be missing.
+        means: one row a model, top to bottom: `group` (its header; rows of a group stand together), `name`, `cri`,
+            `cri_low`, `cri_high`, `reading`. Rows without a number are left empty, so that strips beside one another
+            have the same rows.
+        cases: one row a test case: `group`, `name`, `cri`; models without single cases may be missing.
+        pale: draw a control, to stand beside what it controls.
     """
-    require_columns(means, ("name", "cri", "cri_low", "cri_high"))
+    require_columns(means, ("group", "name", "cri", "cri_low", "cri_high", "reading"))
     ax = new_axes(ax)
-    names = means["name"].tolist()
-    for i, name in enumerate(names):
-        dots = cases.loc[cases["name"] == name, "cri"].to_numpy(dtype=float)
-        spread = ((np.arange(len(dots)) * 0.618) % 1 - 0.5) * 0.5  # evenly, in no order
-        ax.scatter(dots, i + spread, s=7, color="#88AACC", linewidths=0, zorder=1)
-    ax.errorbar(
-        means["cri"], np.arange(len(names)), xerr=_whiskers(means, "cri", "cri_low", "cri_high"), color="black",
-        marker="D", markersize=4, linestyle="none", elinewidth=1.4, zorder=3,
-    )  # fmt: skip
-    ax.axvline(0, color="0.5", linewidth=0.8, linestyle=":")
-    ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.set_xlim(-1.05, 1.05)
-    ax.set_xlabel("← shared steps      removal index      nearby cases →")
+    # every header takes a row of its own
+    headers = (means["group"] != means["group"].shift()).to_numpy()
+    y = np.arange(len(means)) + np.cumsum(headers)
+    ax.axvline(0, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
+    for row, title in zip(y[headers] - 1, means["group"][headers], strict=True):
+        ax.axhspan(row - 0.42, row + 0.42, color=BAND, linewidth=0, zorder=1)
+        if not pale:
+            ax.text(-1.06, row, title, fontsize=7, fontweight="bold", va="center", zorder=2)
+    if cases is not None:
+        at = {(row["group"], row["name"]): i for i, row in zip(y, means.to_dict("records"), strict=True)}
+        place = cases[["group", "name"]].apply(tuple, axis=1).map(at).to_numpy(dtype=float)
+        spread = ((np.arange(len(cases)) * 0.618) % 1 - 0.5) * 0.5  # evenly, in no order
+        ax.scatter(
+            cases["cri"], place + spread, s=8, color="#88AACC", linewidths=0, zorder=1.5, label="dot: one test case"
+        )
+    for reading, color in READING_COLORS.items():
+        mine = (means["reading"] == reading).to_numpy()
+        if mine.any():
+            ax.errorbar(
+                means["cri"][mine], y[mine], xerr=_whiskers(means[mine], "cri", "cri_low", "cri_high"), color=color,
+                marker="D", markersize=4, linestyle="none", elinewidth=1.4, alpha=0.4 if pale else 1, zorder=3,
+                label=reading,
+            )  # fmt: skip
+    ax.set_yticks(y, means["name"])
+    ax.tick_params(axis="y", length=0)
+    ax.set_ylim(y[-1] + 0.6, -0.6)
+    ax.set_xlim(-1.08, 1.08)
+    ends = ("", "") if pale else ("\nshared steps", "\nnearby cases")
+    ax.set_xticks([-1, 0, 1], [f"−1{ends[0]}", "0", f"1{ends[1]}"])
     return ax
 
 
