@@ -56,10 +56,16 @@ EFFECTS = pd.DataFrame(
     ]
 )
 INDEX = pd.DataFrame(
-    {"name": ["planted", "addition"], "cri": [0.9, -0.2], "cri_low": [0.7, -0.6], "cri_high": [1, 0.3]}
-)
+    {"group": ["planted", "addition", "addition"], "name": ["cases", "square", "random"], "cri": [0.9, -0.2, np.nan],
+     "cri_low": [0.7, -0.6, np.nan], "cri_high": [1, 0.3, np.nan], "reading": ["nearby cases", "undecided", np.nan]}
+)  # fmt: skip
 DESIGNS = pd.DataFrame(
-    {"design": ["square", "square", "step"], "accuracy": [0.1, 0.0, 0.8], "unseen": [0.4, 0.4, 1.0], "n_held_out": 9}
+    {
+        "design": ["square", "square", "step"],
+        "accuracy": [0.1, 0.0, 0.8],
+        "unseen": [0.4, 0.4, 1.0],
+        "train_accuracy": [0.99, 0.5, 0.95],
+    }
 )
 QUALITY = pd.DataFrame(
     {"name": ["same answer", "EK-FAC"], "kind": ["asks no model", "EK-FAC influence"], "retraining": "new seed",
@@ -68,7 +74,10 @@ QUALITY = pd.DataFrame(
 FLIPS = pd.DataFrame(
     {"name": ["random", "EK-FAC"] * 2, "k": [5, 5, 20, 20], "lost": [0, 0.5, 0.2, 1], "low": 0, "high": 1}
 )
-SLIDING = pd.DataFrame({"center_row": [5, 5, 9], "center_col": [5, 9, 5], "accuracy": [0.0, 0.5, 1.0]})
+SLIDING = pd.DataFrame(
+    {"center_row": [5, 5, 9], "center_col": [5, 9, 5], "default_row": 6, "default_col": 9, "accuracy": [0.0, 0.5, 1.0],
+     "train_accuracy": [0.99, 0.5, 0.95]}
+)  # fmt: skip
 POINTS = pd.DataFrame({"group": ["near", "same_step"], "effect": [1.0, 0.1], "effect_low": 0.0, "effect_high": 2.0})
 PLOTS: dict[str, Callable[..., Any]] = {
     "removal_effects": lambda ax=None: removals.removal_effects(EFFECTS, ax),
@@ -141,6 +150,29 @@ def test_groups_absent_from_every_top_k_are_drawn_at_the_floor() -> None:
     ax = plots.enrichment_curves(ENRICHMENT, axes[0, 0])
     floor = [c.get_offsets() for c in ax.collections if len(c.get_offsets()) == 2]
     assert any(np.asarray(points)[:, 1].tolist() == [0.0625, 0.0625] for points in floor)
+
+
+def test_models_that_learnt_nothing_are_crossed_out_and_the_default_square_is_framed() -> None:
+    _, axes = plots.figure(1, 2)
+    ax = removals.sliding_map(SLIDING, axes[0, 0])
+    crosses = [np.asarray(c.get_offsets()).tolist() for c in ax.collections if len(c.get_offsets())]
+    assert crosses == [[[pytest.approx(1.33), pytest.approx(-0.33)]]]  # column 9, row 5
+    frame = ax.patches[0]
+    assert (frame.get_x(), frame.get_y()) == (0.5, -0.25)  # pyright: ignore
+    ax = removals.design_accuracy(DESIGNS, axes[0, 1])
+    _, names = ax.get_legend_handles_labels()
+    assert names.count(removals.POOR) == 1
+
+
+def test_every_group_of_indices_has_a_header_row_and_every_case_its_place() -> None:
+    _, axes = plots.figure()
+    ax = removals.index_strip(INDEX, INDEX[1:2], axes[0, 0])
+    assert ax.get_yticks().tolist() == [1, 3, 4]
+    assert [text.get_text() for text in ax.texts] == ["planted", "addition"]
+    (dots,) = (c for c in ax.collections if c.get_label() == "dot: one test case")
+    assert np.round(np.asarray(dots.get_offsets())).tolist() == [[-0.0, 3.0]]
+    control = removals.index_strip(INDEX, ax=plots.figure()[1][0, 0], pale=True)
+    assert control.get_ylim() == ax.get_ylim()
 
 
 def test_colours_are_distinct() -> None:

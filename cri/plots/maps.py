@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
 
-Square = tuple[int, int, int]
+Square = tuple[float, float, int]
 """(row, column, half side), as in `Split.squares`."""
 
 

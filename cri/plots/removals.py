@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cri.plots.maps import frame_square
 from cri.plots.style import GROUP_COLORS, new_axes, require_columns
 
 if TYPE_CHECKING:
@@ -21,6 +22,15 @@ RETRAININGS = {
     "mean over seeds": ("mean over retraining seeds", "#000000", "D"),
 }
 """Label, colour and marker by what is foretold."""
+LEARNT = 0.9
+"""Training accuracy from which on a failure on held-out cases says something about them."""
+POOR = f"training accuracy below {LEARNT}"
+READING_COLORS = {
+    "nearby cases": GROUP_COLORS["near"],
+    "shared steps": GROUP_COLORS["same_step"],
+    "undecided": "#777777",
+}
+"""Of what the intervals of an index and its effects support (`statistics.removal_index.read`)."""
 FLIP_COLORS = ("#0072B2", "#D55E00", "#009E73", "#AA3377", "#DDAA33", "#56B4E9", "#332288")
 CEILING = "#D55E00"
 BAND = "#F1F1F1"
@@ -60,53 +70,80 @@ def removal_effects(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool
     return ax
 
 
-def index_strip(means: pd.DataFrame, cases: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """The removal index of several models: single test cases as dots, mean effects' index with its interval.
+def index_strip(
+    means: pd.DataFrame, cases: pd.DataFrame | None = None, ax: Axes | None = None, *, pale: bool = False
+) -> Axes:
+    """The removal index of several models below headers: mean effects' index with its interval, coloured by its
+    reading, single test cases as dots.
 
     Args:
-        means: one row a model, top to bottom: `name`, `cri`, `cri_low`, `cri_high`.
-        cases: one row a test case: `name`, `cri`; models without single cases may be missing.
+        means: one row a model, top to bottom: `group` (its header; rows of a group stand together), `name`, `cri`,
+            `cri_low`, `cri_high`, `reading`. Rows without a number are left empty, so that strips beside one another
+            have the same rows.
+        cases: one row a test case: `group`, `name`, `cri`; models without single cases may be missing.
+        pale: draw a control, to stand beside what it controls.
     """
-    require_columns(means, ("name", "cri", "cri_low", "cri_high"))
+    require_columns(means, ("group", "name", "cri", "cri_low", "cri_high", "reading"))
     ax = new_axes(ax)
-    names = means["name"].tolist()
-    for i, name in enumerate(names):
-        dots = cases.loc[cases["name"] == name, "cri"].to_numpy(dtype=float)
-        spread = ((np.arange(len(dots)) * 0.618) % 1 - 0.5) * 0.5  # evenly, in no order
-        ax.scatter(dots, i + spread, s=7, color="#88AACC", linewidths=0, zorder=1)
-    ax.errorbar(
-        means["cri"], np.arange(len(names)), xerr=_whiskers(means, "cri", "cri_low", "cri_high"), color="black",
-        marker="D", markersize=4, linestyle="none", elinewidth=1.4, zorder=3,
-    )  # fmt: skip
-    ax.axvline(0, color="0.5", linewidth=0.8, linestyle=":")
-    ax.set_yticks(range(len(names)), names)
-    ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.set_xlim(-1.05, 1.05)
-    ax.set_xlabel("← shared steps      removal index      nearby cases →")
+    # every header takes a row of its own
+    headers = (means["group"] != means["group"].shift()).to_numpy()
+    y = np.arange(len(means)) + np.cumsum(headers)
+    ax.axvline(0, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
+    for row, title in zip(y[headers] - 1, means["group"][headers], strict=True):
+        ax.axhspan(row - 0.42, row + 0.42, color=BAND, linewidth=0, zorder=1)
+        if not pale:
+            ax.text(-1.06, row, title, fontsize=7, fontweight="bold", va="center", zorder=2)
+    if cases is not None:
+        at = {(row["group"], row["name"]): i for i, row in zip(y, means.to_dict("records"), strict=True)}
+        place = cases[["group", "name"]].apply(tuple, axis=1).map(at).to_numpy(dtype=float)
+        spread = ((np.arange(len(cases)) * 0.618) % 1 - 0.5) * 0.5  # evenly, in no order
+        ax.scatter(
+            cases["cri"], place + spread, s=8, color="#88AACC", linewidths=0, zorder=1.5, label="dot: one test case"
+        )
+    for reading, color in READING_COLORS.items():
+        mine = (means["reading"] == reading).to_numpy()
+        if mine.any():
+            ax.errorbar(
+                means["cri"][mine], y[mine], xerr=_whiskers(means[mine], "cri", "cri_low", "cri_high"), color=color,
+                marker="D", markersize=4, linestyle="none", elinewidth=1.4, alpha=0.4 if pale else 1, zorder=3,
+                label=reading,
+            )  # fmt: skip
+    ax.set_yticks(y, means["name"])
+    ax.tick_params(axis="y", length=0)
+    ax.set_ylim(y[-1] + 0.6, -0.6)
+    ax.set_xlim(-1.08, 1.08)
+    ends = ("", "") if pale else ("\nshared steps", "\nnearby cases")
+    ax.set_xticks([-1, 0, 1], [f"−1{ends[0]}", "0", f"1{ends[1]}"])
     return ax
 
 
 def design_accuracy(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Accuracy on the held-out cases themselves, by leave-X-out design: one dot a seed, the mean as a bar.
+    """Accuracy on the held-out cases themselves, by leave-X-out design: one dot a seed, the mean as a bar; a cross
+    where the model did not learn its training cases either (`LEARNT`).
 
     Args:
-        table: one row a design and seed: `design` (in the order to draw), `accuracy`, `unseen` (share of the held-out
-            cases with a rule step that is never trained), `n_held_out`.
+        table: one row a design and seed: `design` (in the order to draw), `accuracy`, `train_accuracy`, `unseen` (share
+            of the held-out cases with a rule step that is never trained).
     """
-    require_columns(table, ("design", "accuracy", "unseen", "n_held_out"))
+    require_columns(table, ("design", "accuracy", "train_accuracy", "unseen"))
     ax = new_axes(ax)
     designs = list(dict.fromkeys(table["design"]))
     for i, design in enumerate(designs):
         rows = table[table["design"] == design]
         y = rows["accuracy"].to_numpy(dtype=float)
+        x = i + (np.linspace(-0.2, 0.2, len(y)) if len(y) > 1 else np.zeros(1))
+        poor = (rows["train_accuracy"] < LEARNT).to_numpy()
         ax.bar(i, y.mean(), width=0.7, color="#D7DEE6")
-        ax.scatter(i + np.linspace(-0.15, 0.15, len(y)), y, s=11, color="#0072B2", zorder=3, linewidths=0)
-        ax.text(i, 1.03, f"{rows['unseen'].mean():.0%}", ha="center", va="bottom", fontsize=6, color="0.35")
-    ax.text(-0.7, 1.1, "held-out cases with a step that is never trained:", fontsize=6, color="0.35", va="bottom")
-    ax.set_xticks(range(len(designs)), designs, rotation=30, ha="right")
-    ax.set_xlim(-0.7, len(designs) - 0.3)
-    ax.set_ylim(0, 1.0)
-    ax.set_ylabel("accuracy on the held-out cases")
+        ax.scatter(x[~poor], y[~poor], s=12, color="#0072B2", zorder=3, linewidths=0, label="one seed")
+        if poor.any():
+            ax.scatter(x[poor], y[poor], s=14, color="#D55E00", zorder=3, marker="x", linewidths=1.1, label=POOR)
+        ax.text(i, 1.03, f"{100 * rows['unseen'].mean():.0f}", ha="center", va="bottom", fontsize=7, color="0.3")
+    ax.text(-0.6, 1.12, "% of held-out cases with a never-trained step:", fontsize=7, color="0.3", va="bottom")
+    ax.set_xticks(range(len(designs)), designs, rotation=40, ha="right", rotation_mode="anchor")
+    ax.set_xlim(-0.6, len(designs) - 0.4)
+    ax.set_ylim(0, 1.02)
+    ax.set_yticks([0, 0.5, 1])
+    ax.set_ylabel("accuracy on held-out cases")
     return ax
 
 
@@ -209,29 +246,44 @@ def flip_curves(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def sliding_map(table: pd.DataFrame, ax: Axes | None = None, *, axis_names: tuple[str, str] = ("a", "b")) -> Axes:
-    """Accuracy in a held-out square by the place of its centre.
+def sliding_map(
+    table: pd.DataFrame, ax: Axes | None = None, *, axis_names: tuple[str, str] = ("a", "b"), colorbar: bool = True
+) -> Axes:
+    """Accuracy in a held-out square by the place of its centre, with a frame where the square lies by default and a
+    cross where some model did not learn its training cases either (`LEARNT`).
 
     Args:
-        table: one row a centre: `center_row`, `center_col`, `accuracy`.
+        table: one row a centre and seed: `center_row`, `center_col`, `default_row`, `default_col` (the task's centre),
+            `accuracy`, `train_accuracy`.
         axis_names: what rows and columns are (`Task.axis_names`).
     """
-    require_columns(table, ("center_row", "center_col", "accuracy"))
+    place = ["center_row", "center_col"]
+    require_columns(table, (*place, "default_row", "default_col", "accuracy", "train_accuracy"))
     ax = new_axes(ax)
-    grid = table.pivot_table(index="center_row", columns="center_col", values="accuracy")
-    image = ax.imshow(grid.to_numpy(), cmap="viridis", vmin=0, vmax=1, interpolation="nearest", origin="upper")
-    for i, row in enumerate(grid.to_numpy()):
-        for j, value in enumerate(row):
-            if np.isfinite(value):
-                text, color = f"{value:.2f}".removeprefix("0"), "white" if value < 0.6 else "black"
-                ax.text(j, i, text, ha="center", va="center", fontsize=6, color=color)
+    grid = table.pivot_table(index=place[0], columns=place[1], values="accuracy")
+    trained = table.pivot_table(index=place[0], columns=place[1], values="train_accuracy", aggfunc="min").to_numpy()
+    image = ax.imshow(grid.to_numpy(), cmap="cividis", vmin=0, vmax=1, interpolation="nearest", origin="upper")
+    for (i, j), value in np.ndenumerate(grid.to_numpy()):
+        if np.isfinite(value):
+            text, color = f"{value:.2f}".removeprefix("0"), "white" if value < 0.6 else "black"
+            ax.text(j, i, text, ha="center", va="center", fontsize=7, color=color)
+            if trained[i, j] < LEARNT:
+                ax.scatter(j + 0.33, i - 0.33, s=14, marker="x", color=color, linewidths=1.1)
+    if (trained < LEARNT).any():  # crosses are black or white, whichever shows: one for the legend
+        ax.scatter([], [], s=14, marker="x", color="black", linewidths=1.1, label=POOR)
+    # the task's centre need not be one of the places: between two of them it stands between their cells
+    row = np.interp(table["default_row"].iloc[0], grid.index, range(grid.shape[0]))
+    col = np.interp(table["default_col"].iloc[0], grid.columns, range(grid.shape[1]))
+    frame_square(ax, (float(row), float(col), 0))
+    ax.patches[-1].set_label("default place of the square")
     ax.set_xticks(range(grid.shape[1]), [str(c) for c in grid.columns])
     ax.set_yticks(range(grid.shape[0]), [str(r) for r in grid.index])
     ax.set_ylabel(f"centre: {axis_names[0]}")
     ax.set_xlabel(f"centre: {axis_names[1]}")
-    bar = ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.03)
-    bar.set_label("accuracy in the square")
-    bar.outline.set_linewidth(0.5)
+    if colorbar:
+        bar = ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.03)
+        bar.set_label("accuracy in the square")
+        bar.outline.set_linewidth(0.5)
     return ax
 
 

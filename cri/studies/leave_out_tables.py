@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from cri.runs import read_json
 from cri.splits import Split
 from cri.statistics import wilson
 from cri.statistics.datamodels import rank, rank_correlation, resamples
+from cri.studies.families import family_order, family_title, span
 from cri.studies.removal_tables import family_records
 from cri.tasks import Task, make_task
 
@@ -102,7 +104,8 @@ def compute(folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, list[str]]
             record = load_retrainings(path)
             task = make_task(record.config.task, **record.config.task_params)
             axis_names[task.name] = list(task.axis_names)
-            into.append(held_out_cases(record, task))
+            row, col = task.center
+            into.append(held_out_cases(record, task).assign(default_row=row, default_col=col))
     cells = pd.concat(designs, ignore_index=True)
     table = design_table(cells, ["design"])
     summary = table.groupby([*FAMILY, "design"], sort=False).agg(
@@ -113,40 +116,64 @@ def compute(folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, list[str]]
     )  # fmt: skip
     tables = {"designs": table, "summary": summary.reset_index(), "coverage": coverage_table(cells)}
     if slides:
-        tables["sliding"] = design_table(pd.concat(slides, ignore_index=True), ["center_row", "center_col"])
+        places = ["center_row", "center_col", "default_row", "default_col"]
+        tables["sliding"] = design_table(pd.concat(slides, ignore_index=True), places)
         tables["sliding_summary"] = sliding_summary(tables["sliding"])
     return tables, axis_names
 
 
 def draw(tables: Path, figures: Path) -> list[Path]:
     """Draws the figures from the tables in a folder; returns the files written."""
-    manifest = read_json(tables / "manifest.json")
-    designs = pd.read_csv(tables / "designs.csv")
     prefix = f"leave_x_out_{tables.name}"
-    out = []
     with plots.style():
-        families = list(designs.groupby(FAMILY, sort=False))
-        n_cols = min(3, len(families))
-        n_rows = -(-len(families) // n_cols)
-        fig, axes = plots.figure(n_rows, n_cols, (3.3, 2.5))
-        for ax in axes.flat[len(families) :]:
-            ax.set_visible(False)
-        for ax, (key, part) in zip(axes.flat, families, strict=False):
-            design_accuracy(part, ax)
-            n_seeds, n = part["seed"].nunique(), int(part["n_held_out"].max())
-            ax.set_title(f"{_title(key)}\n{n} cases held out, {n_seeds} seeds", pad=24)
-        out += plots.save_figure(fig, figures / f"{prefix}_designs")
+        drawn = {"designs": _designs(pd.read_csv(tables / "designs.csv"))}
         if (tables / "sliding.csv").exists():
-            slides = list(pd.read_csv(tables / "sliding.csv").groupby(FAMILY, sort=False))
-            fig, axes = plots.figure(1, len(slides), (3.1, 2.7))
-            for ax, (key, part) in zip(axes[0], slides, strict=True):
-                sliding_map(part, ax, axis_names=tuple(manifest["axis_names"][key[0]]))
-                seeds = part["seed"].nunique()
-                ax.set_title(f"{_title(key)}, {seeds} seed{'s' * (seeds > 1)}")
-            out += plots.save_figure(fig, figures / f"{prefix}_sliding")
-    return out
+            axis_names = read_json(tables / "manifest.json")["axis_names"]
+            drawn["sliding"] = _sliding(pd.read_csv(tables / "sliding.csv"), axis_names)
+        return [path for name, fig in drawn.items() for path in plots.save_figure(fig, figures / f"{prefix}_{name}")]
 
 
-def _title(key: tuple[str, ...]) -> str:
-    task, fmt, tokenizer = key
-    return f"{task.replace('_', ' ')}, {fmt}, {tokenizer} tokens"
+def _panels(
+    table: pd.DataFrame, size: tuple[float, float], **options: Any
+) -> tuple[Any, Any, list[tuple[dict[str, str], pd.DataFrame]]]:
+    """Figure and axes, three panels a row, and the families to draw in them."""
+    found = [(dict(zip(FAMILY, key, strict=True)), part) for key, part in table.groupby(FAMILY, sort=False)]
+    found.sort(key=lambda item: family_order(item[0]))
+    n_cols = min(3, len(found))
+    fig, axes = plots.figure(-(-len(found) // n_cols), n_cols, size, **options)
+    for ax in axes.flat[len(found) :]:
+        ax.set_visible(False)
+    return fig, axes, found
+
+
+def _legend(fig: Any, axes: Any) -> None:
+    """Of all panels, each name once: one whose panel shows nothing of it (no cross) is left out."""
+    shown = {name: h for ax in axes.flat for h, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    fig.legend(shown.values(), shown, loc="outside lower center", ncols=len(shown))
+
+
+def _designs(table: pd.DataFrame) -> Any:
+    fig, axes, families = _panels(table, (3.5, 2.6) if table[FAMILY].drop_duplicates().shape[0] == 1 else (2.6, 2.5))
+    for ax, (family, part) in zip(axes.flat, families, strict=False):
+        design_accuracy(part, ax)
+        ax.set_title(f"{family_title(family)}\n{span(part['n_held_out'])} cases held out, {_seeds(part)}", pad=26)
+    _legend(fig, axes)
+    return fig
+
+
+def _sliding(table: pd.DataFrame, axis_names: dict[str, list[str]]) -> Any:
+    fig, axes, families = _panels(table, (2.7, 2.6))
+    for ax, (family, part) in zip(axes.flat, families, strict=False):
+        row_name, col_name = axis_names[family["task"]]
+        sliding_map(part, ax, axis_names=(row_name, col_name), colorbar=False)
+        ax.set_title(f"{family_title(family)}\n{_seeds(part)}")
+    bar = fig.colorbar(axes[0, 0].images[0], ax=axes, fraction=0.03, pad=0.02)
+    bar.set_label("accuracy in the square")
+    bar.outline.set_linewidth(0.5)
+    _legend(fig, axes)
+    return fig
+
+
+def _seeds(part: pd.DataFrame) -> str:
+    n = part["seed"].nunique()
+    return f"{n} seed{'s' * (n > 1)}"

@@ -10,24 +10,30 @@ import pandas as pd
 from cri import plots
 from cri.planted import PLANTED
 from cri.plots.removals import index_strip, removal_effects
+from cri.studies.families import family_order, family_title, span
 
 FAMILY = ["task", "format", "tokenizer", "split"]
 EVERYWHERE = "all"
-_PLANTED_NAMES = {"patchwork": "planted: cases only", "digit_table": "planted: steps only"}
+PLACES = {
+    "all": "all regions", "square": "in the square", "centre": "centre", "edge": "edge", "outside": "outside",
+    "random": "random split",
+}  # fmt: skip
+CONTROLS = {"relabelled": "groups relabelled", "untrained": "untrained models"}
+_PLANTED_ROWS = {"patchwork": "cases only", "digit_table": "steps only"}
 
 
 def _title(key: dict[str, str]) -> str:
-    task = _PLANTED_NAMES.get(key["task"], key["task"].replace("_", " "))
-    how = f"{key['format']}, {key['tokenizer']} tokens" if key["task"] not in PLANTED else ""
-    return ", ".join(
-        part for part in (task, how, f"{key['split']} split" if key["task"] not in PLANTED else "") if part
-    )
+    if key["task"] in PLANTED:
+        return f"planted:\n{_PLANTED_ROWS[key['task']]}"
+    return f"{family_title(key)}\n{key['split']} split"
 
 
 def _families(table: pd.DataFrame) -> list[tuple[dict[str, str], pd.DataFrame]]:
     """Planted ones last."""
     found = [(dict(zip(FAMILY, key, strict=True)), part) for key, part in table.groupby(FAMILY, sort=False)]
-    return sorted(found, key=lambda item: item[0]["task"] in PLANTED)
+    return sorted(
+        found, key=lambda item: (item[0]["task"] in PLANTED, family_order(item[0]), item[0]["split"] != "square")
+    )
 
 
 def _effects(groups: pd.DataFrame, target: str) -> Any:
@@ -36,7 +42,7 @@ def _effects(groups: pd.DataFrame, target: str) -> Any:
     families = _families(groups)
     sizes = sorted(groups["size"].unique().tolist())
     widths = [max(part["region"].nunique(), 2.4) for _, part in families]
-    fig, axes = plots.figure(len(sizes), len(families), (2.5, 2.0), width_ratios=widths)
+    fig, axes = plots.figure(len(sizes), len(families), (2.1, 2.0), width_ratios=widths)
     for j, (key, part) in enumerate(families):
         for i, size in enumerate(sizes):
             ax, rows = axes[i, j], part[part["size"] == size]
@@ -44,8 +50,7 @@ def _effects(groups: pd.DataFrame, target: str) -> Any:
                 ax.set_visible(False)
                 continue
             removal_effects(rows, ax, legend=False)
-            name, _, rest = _title(key).partition(", ")
-            ax.set_title(f"{name}\n{rest}" if i == 0 or not axes[i - 1, j].get_visible() else "")
+            ax.set_title(_title(key) if i == 0 or not axes[i - 1, j].get_visible() else "")
             tests, seeds = int(rows["n_tests"].max()), int(rows["n_runs"].max())
             ax.set_xlabel(f"{rows['n_removed'].mean():.0f} cases removed on average\n{tests} test cases, {seeds} seeds")
             ax.set_ylabel("drop of log-odds\nbeyond random" if j == 0 else "")
@@ -54,47 +59,68 @@ def _effects(groups: pd.DataFrame, target: str) -> Any:
     return fig
 
 
-def _index(index: pd.DataFrame, cases: pd.DataFrame) -> Any:
-    """Calibration above, the models below: one panel, at the largest size of each family."""
-    index = index[(index["target"] == "prediction") & (index["size"] == index.groupby(FAMILY)["size"].transform("max"))]
-    one_region = index.groupby(FAMILY)["region"].transform("nunique") == 1
-    planted, trained = index["task"].isin(PLANTED), index["model"] == "trained"
-    # planted tasks and controls as a whole, models by region
-    whole = one_region | (index["region"] == EVERYWHERE)
-    parts = (planted & trained & whole, ~trained & whole, ~planted & trained & (one_region | ~whole))
-    table = pd.concat([index[part] for part in parts], ignore_index=True)
-    names = []
-    for row in table.to_dict("records"):
-        where = "" if row["region"] in (EVERYWHERE, "random") else f", {row['region']}"
-        control = "" if row["model"] == "trained" else f"{row['model']}: "
-        names.append(f"{control}{_title(row)}{where} (n = {row['n']})")
-    table["name"] = names
-    keys = [*FAMILY, "size"]
-    named = table.loc[table["model"] == "trained", [*keys, "region", "name"]].rename(columns={"region": "shown"})
-    dots = cases[cases["target"] == "prediction"].merge(named, on=keys)
-    dots = dots[(dots["shown"] == EVERYWHERE) | (dots["shown"] == dots["region"])]
-    fig, axes = plots.figure(1, 1, (6.0, 0.6 + 0.2 * len(table)))
-    index_strip(table, dots, axes[0, 0])
+def _rows(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a trained model in the order to draw, with its `group` (one a family; all planted ones together and
+    first: the instrument before what it is used on) and `name`."""
+    main = table["removed"].mode().iloc[0] if "removed" in table else None
+    rows = []
+    for row in table[table["model"] == "trained"].to_dict("records"):
+        planted = row["task"] in PLANTED
+        row["group"] = "planted mechanisms" if planted else family_title(row)
+        kind = list(_PLANTED_ROWS).index(row["task"]) if planted else 0
+        row["order"] = (
+            not planted, kind, *family_order(row), list(PLACES).index(row["region"]), -row.get("removed", 0)
+        )  # fmt: skip
+        share = f", {row['removed']:.0%} removed" if row.get("removed") != main else ""
+        kind = f"{_PLANTED_ROWS[row['task']]}, " if planted else ""
+        row["name"] = f"{kind}{PLACES[row['region']]}{share} (n = {row['n']})"
+        rows.append(row)
+    return pd.DataFrame(sorted(rows, key=lambda row: row["order"]))
+
+
+def _strips(table: pd.DataFrame, cases: pd.DataFrame | None, keys: list[str], title: str) -> Any:
+    """The index of trained models, and the same rows for each control beside it.
+
+    Args:
+        table: rows of all models, told apart by `model` and `keys`.
+        cases: as `index_strip` takes them, with `keys` for `group` and `name`.
+    """
+    rows = _rows(table)
+    controls = [name for name in CONTROLS if name in set(table["model"])]
+    height = 1.1 + 0.17 * (len(rows) + rows["group"].nunique())
+    widths = [2.4, *[1.0] * len(controls)]
+    fig, axes = plots.figure(1, len(widths), (7.4 / len(widths), height), width_ratios=widths)
+    labels = rows[[*keys, "group", "name"]]
+    index_strip(rows, None if cases is None else cases.merge(labels, on=keys), axes[0, 0])
+    axes[0, 0].set_title(title)
+    for ax, control in zip(axes[0, 1:], controls, strict=True):
+        beside = table[table["model"] == control].drop(columns="n")
+        index_strip(labels.merge(beside, on=keys, how="left"), None, ax, pale=True)
+        ax.set_yticklabels([])
+        ax.set_title(f"control:\n{CONTROLS[control]}")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    fig.legend(
+        handles, names, loc="outside lower center", ncols=len(names),
+        title="removal index of the mean effects with its 95 % interval, coloured by its reading", title_fontsize=7,
+    )  # fmt: skip
     return fig
+
+
+def _index(index: pd.DataFrame, cases: pd.DataFrame) -> Any:
+    """From designed removals, at the largest size of each family."""
+    index = index[(index["target"] == "prediction") & (index["size"] == index.groupby(FAMILY)["size"].transform("max"))]
+    cases = cases[cases["target"] == "prediction"]
+    # every case again in the row of all regions together
+    cases = pd.concat([cases, cases.assign(region=EVERYWHERE)], ignore_index=True)
+    title = f"designed removals of up to {span(index['size'])} cases,\n{span(index['n_seeds'])} seeds"
+    return _strips(index, cases, [*FAMILY, "size", "region"], title)
 
 
 def _dose_index(table: pd.DataFrame) -> Any:
-    """The index from random subsets: trained models, then the same with relabelled groups."""
-    table = table.sort_values("model", key=lambda m: m != "trained", kind="stable")
-    names = []
-    several = table["removed"].nunique() > 1
-    places = {"square": ", in the square", "outside": ", outside"}
-    for row in table.to_dict("records"):
-        control = "" if row["model"] == "trained" else f"{row['model']}: "
-        removed = f"{row['removed']:.0%} removed, " if several else ""
-        what = _title(row).replace(", square split", "")
-        names.append(f"{control}{what}{places.get(row['region'], '')} ({removed}n = {row['n']})")
-    fig, axes = plots.figure(1, 1, (6.4, 0.6 + 0.2 * len(table)))
-    index_strip(table.assign(name=names), pd.DataFrame({"name": [], "cri": []}), axes[0, 0])
-    first = table.iloc[0]
-    share = "" if several else f", {first['removed']:.0%} removed"
-    axes[0, 0].set_title(f"{int(first['n_subsets'])} random subsets{share}")
-    return fig
+    """From random subsets: the worth of so many near cases against that of as many that share a step."""
+    share = f"{table['removed'].mode().iloc[0]:.0%} removed"
+    title = f"{span(table['n_subsets'])} random subsets, {share},\n{span(table['n_seeds'])} seeds"
+    return _strips(table, None, [*FAMILY, "removed", "region"], title)
 
 
 def draw(tables: Path, figures: Path) -> list[Path]:
