@@ -10,6 +10,7 @@ import pandas as pd
 from cri import plots
 from cri.planted import PLANTED
 from cri.plots.removals import index_strip, removal_effects
+from cri.plots.worth import worth_points
 from cri.studies.families import family_order, family_title, span
 
 FAMILY = ["task", "format", "tokenizer", "split"]
@@ -123,6 +124,30 @@ def _dose_index(table: pd.DataFrame) -> Any:
     return _strips(table, None, [*FAMILY, "removed", "region"], title)
 
 
+def _worth(doses: pd.DataFrame) -> Any:
+    """What ten more training cases of each kind are worth: one row of panels a family, one column a region."""
+    families = list(dict.fromkeys(doses["family"]))
+    regions = [r for r in ("square", "outside", "random") if r in set(doses["region"])]
+    fig, axes = plots.figure(len(families), len(regions), (2.45, 1.8), sharex="row")
+    for i, family in enumerate(families):
+        for j, region in enumerate(regions):
+            ax = axes[i, j]
+            rows = doses[(doses["family"] == family) & (doses["region"] == region)]
+            if len(rows) == 0:
+                ax.set_visible(False)
+                continue
+            worth_points(rows, ax, names=j == 0)
+            first = rows.iloc[0]
+            where = {"square": "in the held-out square", "outside": "outside it", "random": "random split"}[region]
+            seeds = int(first["n_seeds"])
+            title = f"{where} (n = {int(first['n_queries'])})\n{int(first['n_subsets'])} halves, {seeds} seed{'s' * (seeds > 1)}"
+            ax.set_title(title if len(families) == 1 else f"{family if j == 0 else ''}\n{title}")
+    if len(families) == 1:
+        fig.suptitle(families[0], fontsize=8)
+    fig.supxlabel("change of the right answer's log-odds for ten more training cases of a kind", fontsize=8)
+    return fig
+
+
 def draw(tables: Path, figures: Path) -> list[Path]:
     """Draws every figure of the study from the tables in a folder; returns the files written."""
     t = {p.stem: pd.read_csv(p) for p in sorted(tables.glob("*.csv"))}
@@ -135,6 +160,15 @@ def draw(tables: Path, figures: Path) -> list[Path]:
         drawn = {"index": _index(t["index"], cases)}
         if "dose_index" in t:
             drawn["dose_index"] = _dose_index(t["dose_index"])
+        if "doses_matched" in t:
+            halves = t["doses_matched"][
+                (t["doses_matched"]["removed"] == 0.5) & ~t["doses_matched"]["task"].isin(PLANTED)
+            ]
+            halves = halves.assign(family=[family_title(row) for row in halves.to_dict("records")])
+            main = halves["family"] == halves["family"].iloc[0]
+            for name, part in (("worth", halves[main]), ("worth_others", halves[~main])):
+                if len(part):
+                    drawn[name] = _worth(part)
         # addition beside its calibration, the other tasks apart: one row of panels holds no more
         main = t["groups"]["task"].isin(["addition", *PLANTED])
         for name, part in (("effects", t["groups"][main]), ("effects_tasks", t["groups"][~main])):
