@@ -134,11 +134,13 @@ def design_accuracy(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         x = i + (np.linspace(-0.2, 0.2, len(y)) if len(y) > 1 else np.zeros(1))
         poor = (rows["train_accuracy"] < LEARNT).to_numpy()
         ax.bar(i, y.mean(), width=0.7, color="#D7DEE6")
-        ax.scatter(x[~poor], y[~poor], s=12, color="#0072B2", zorder=3, linewidths=0, label="one seed")
+        ax.scatter(x[~poor], y[~poor], s=12, color="#0072B2", zorder=3, linewidths=0, clip_on=False, label="one seed")
         if poor.any():
-            ax.scatter(x[poor], y[poor], s=14, color="#D55E00", zorder=3, marker="x", linewidths=1.1, label=POOR)
+            ax.scatter(
+                x[poor], y[poor], s=14, color="#D55E00", zorder=3, marker="x", linewidths=1.1, clip_on=False, label=POOR
+            )
         ax.text(i, 1.03, f"{100 * rows['unseen'].mean():.0f}", ha="center", va="bottom", fontsize=7, color="0.3")
-    ax.text(-0.6, 1.12, "% of held-out cases with a never-trained step:", fontsize=7, color="0.3", va="bottom")
+    ax.text(-0.6, 1.12, "% of them with a never-trained step:", fontsize=7, color="0.3", va="bottom")
     ax.set_xticks(range(len(designs)), designs, rotation=40, ha="right", rotation_mode="anchor")
     ax.set_xlim(-0.6, len(designs) - 0.4)
     ax.set_ylim(0, 1.02)

@@ -149,11 +149,11 @@ def _panels(
 def _legend(fig: Any, axes: Any) -> None:
     """Of all panels, each name once: one whose panel shows nothing of it (no cross) is left out."""
     shown = {name: h for ax in axes.flat for h, name in zip(*ax.get_legend_handles_labels(), strict=True)}
-    fig.legend(shown.values(), shown, loc="outside lower center", ncols=len(shown))
+    fig.legend(shown.values(), shown, loc="outside lower center", ncols=len(shown) if len(axes.flat) > 1 else 1)
 
 
 def _designs(table: pd.DataFrame) -> Any:
-    fig, axes, families = _panels(table, (3.5, 2.6) if table[FAMILY].drop_duplicates().shape[0] == 1 else (2.6, 2.5))
+    fig, axes, families = _panels(table, (2.6, 2.6) if table.groupby(FAMILY).ngroups > 1 else (3.5, 2.8))
     for ax, (family, part) in zip(axes.flat, families, strict=False):
         design_accuracy(part, ax)
         ax.set_title(f"{family_title(family)}\n{span(part['n_held_out'])} cases held out, {_seeds(part)}", pad=26)
@@ -162,7 +162,7 @@ def _designs(table: pd.DataFrame) -> Any:
 
 
 def _sliding(table: pd.DataFrame, axis_names: dict[str, list[str]]) -> Any:
-    fig, axes, families = _panels(table, (2.7, 2.6))
+    fig, axes, families = _panels(table, (2.7, 2.7))
     for ax, (family, part) in zip(axes.flat, families, strict=False):
         row_name, col_name = axis_names[family["task"]]
         sliding_map(part, ax, axis_names=(row_name, col_name), colorbar=False)
