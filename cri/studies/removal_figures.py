@@ -139,7 +139,7 @@ def _worth(doses: pd.DataFrame) -> Any:
             worth_points(rows, ax, names=j == 0)
             first = rows.iloc[0]
             where = {"square": "in the held-out square", "outside": "outside it", "random": "random split"}[region]
-            seeds = f"{first['n_seeds']} seed{'s' * (first['n_seeds'] > 1)}"
+            seeds = f"{first['n_seeds']} seed" + ("s" if first["n_seeds"] > 1 else "")
             title = f"{where} (n = {first['n_queries']})\n{first['n_subsets']} halves, {seeds}"
             ax.set_title(title if len(families) == 1 else f"{family if j == 0 else ''}\n{title}")
     if len(families) == 1:
