@@ -85,16 +85,17 @@ def initial_of(materials: Materials, seed: int) -> Any:
 
 
 def bytes_per_replica(materials: Materials, layout: Layout) -> int:
-    """Device memory that one replica takes in training, estimated from above: eight tensors of its parameters, and
-    what the forward pass keeps for the backward pass."""
+    """Device memory that one replica takes in training, estimated from above (1.2 to 2 times the peak that was
+    measured over presets and formats): eight tensors of its parameters, and what the forward pass keeps for the
+    backward pass."""
     config, shape = materials.config.train, materials.model.config
     tokens = config.batch_size * materials.tokens.ids.shape[1]
     targets = config.batch_size * int((materials.tokens.lengths - materials.tokens.prompt_lengths).max())
     if config.loss_on == "all":
         targets = tokens
-    attention = shape.num_attention_heads * materials.tokens.ids.shape[1] * 5
-    per_token = shape.num_hidden_layers * (48 * shape.hidden_size + attention)
-    return 4 * (8 * layout.width + tokens * per_token + targets * shape.vocab_size * 5)
+    attention = shape.num_attention_heads * materials.tokens.ids.shape[1] * 4
+    per_token = shape.num_hidden_layers * (24 * shape.hidden_size + attention)
+    return 4 * (8 * layout.width + tokens * per_token + targets * shape.vocab_size * 4)
 
 
 def replicas_at_once(materials: Materials, layout: Layout, device: torch.device) -> int:
@@ -107,12 +108,13 @@ def replicas_at_once(materials: Materials, layout: Layout, device: torch.device)
 def compile_pays(materials: Materials, layout: Layout, n_replicas: int, device: torch.device) -> bool:
     """Whether torch.compile saves more time than it takes.
 
-    Uncompiled, these models are bound by memory: the estimate is the bytes they move over 2 TB/s, of which
-    compilation saves about half; it takes some seconds a layer for each width of batch.
+    Uncompiled, these models are bound by memory: the estimate is the bytes they move (five times what they hold, as
+    counted for `nano`) over 2 TB/s, of which compilation saves about half; it takes some seconds a layer for each
+    width of batch.
     """
     if device.type != "cuda":
         return False
-    n_bytes = 3 * n_replicas * bytes_per_replica(materials, layout)
+    n_bytes = 5 * n_replicas * bytes_per_replica(materials, layout)
     n_widths = math.ceil(materials.tokens.ids.shape[1] / 16)
     seconds_saved = 0.5 * materials.config.train.steps * n_bytes / 2e12
     return seconds_saved > n_widths * (10 + 4 * materials.model.config.num_hidden_layers)

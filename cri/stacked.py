@@ -150,8 +150,14 @@ class StackedForward:
 
     def _logits(self, parameters: dict[str, Tensor], ids: Tensor, keep: int) -> Tensor:
         inputs = {"input_ids": ids, "use_cache": False, "logits_to_keep": keep}
-        with last_layer_where_scored(self.template, ids.shape[1], keep):
-            return functional_call(self.template, parameters, (), inputs).logits
+        head = self.template.get_output_embeddings()
+        # of the slice that `logits_to_keep` leaves, matmul under vmap would copy the head once for each sequence
+        hook = head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(),))
+        try:
+            with last_layer_where_scored(self.template, ids.shape[1], keep):
+                return functional_call(self.template, parameters, (), inputs).logits
+        finally:
+            hook.remove()
 
 
 def adamw_(
