@@ -7,6 +7,7 @@ operations has none of transformers' Python left in it, and compiles whatever th
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import warnings
 from collections.abc import Callable, Hashable, Iterator
@@ -25,6 +26,14 @@ def matmul_precision(precision: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def give_memory_back(device: torch.device) -> None:
+    """Returns device memory that nothing refers to. After an error, to be called outside its `except` block: within,
+    the error's frames still hold what failed."""
+    gc.collect()  # a trainer and its graphs refer to each other
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def bucket(width: int, longest: int) -> int:
@@ -94,6 +103,7 @@ class GraphedStep:
 
     def __init__(self, step: Callable[[Hashable], None], device: torch.device, warmup: int = 3) -> None:
         self.step = step
+        self.device = device
         self.warmup = warmup
         self.enabled = device.type == "cuda"
         self.graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
@@ -121,13 +131,18 @@ class GraphedStep:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 self.step(key)
         except RuntimeError as error:
-            warnings.warn(f"CUDA graph not captured, steps run one kernel at a time: {error}", stacklevel=2)
-            self.enabled = False
-            torch.cuda.synchronize()
-            self.step(key)
+            reason = str(error)
+        else:
+            self.graphs[key] = graph
+            graph.replay()
             return
-        self.graphs[key] = graph
-        graph.replay()
+        warnings.warn(f"CUDA graph not captured, steps run one kernel at a time: {reason}", stacklevel=2)
+        self.enabled = False
+        torch.cuda.synchronize()
+        self.release()  # of the other widths: none is replayed any more
+        del graph
+        give_memory_back(self.device)
+        self.step(key)
 
     def release(self) -> None:
         """Gives the graphs' memory back now, whatever else still refers to this object."""
