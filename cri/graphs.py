@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 
 @contextlib.contextmanager
@@ -63,18 +64,27 @@ class Traced:
 
     def __call__(self, *args: Any) -> Tensor:
         key = tuple(tuple(a.shape) for a in args if isinstance(a, Tensor))
-        if key not in self._traces:
+        new = key not in self._traces
+        if new:
             self._traces[key] = self._trace(*args)
         try:
+            if new and self.compiled:
+                self._try_backward(key, *args)
             return self._traces[key](*args)
         except Exception as error:
             if not self.compiled or isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            warnings.warn(f"torch.compile failed, going on without: {reason}", stacklevel=2)
-            self.compiled = False
-            self._traces.clear()
-            return self(*args)
+        warnings.warn(f"torch.compile failed, going on without: {reason}", stacklevel=2)
+        self.compiled = False
+        self._traces.clear()
+        return self(*args)
+
+    def _try_backward(self, key: Hashable, *args: Any) -> None:
+        """The backward pass is compiled when it is first run: here, where a failure is still caught."""
+        inputs = [a for a in tree_leaves(args) if isinstance(a, Tensor) and a.requires_grad]
+        if inputs and torch.is_grad_enabled():
+            torch.autograd.grad(self._traces[key](*args).sum(), inputs, allow_unused=True)
 
     def _trace(self, *args: Any) -> Callable[..., Tensor]:
         from torch.fx.experimental.proxy_tensor import make_fx
