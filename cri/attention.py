@@ -33,8 +33,10 @@ def causal_attention(
     value: Float[Tensor, "batch kv k d"],
     scaling: float,
     kind: Kind,
+    dropout: float = 0.0,
 ) -> Float[Tensor, "batch head q d"]:
-    """Softmax(q k^T scaling) v, the last query being aligned with the last key."""
+    """Softmax(q k^T scaling) v, the last query being aligned with the last key; `dropout` is the share of the weights
+    that is left out at random."""
     n_queries, n_keys = query.shape[-2], key.shape[-2]
     query, key = query.to(value.dtype), key.to(value.dtype)  # rotation leaves float32 under autocast
     if kind == "library" and n_queries in (1, n_keys):
@@ -42,6 +44,7 @@ def causal_attention(
             query,
             key,
             value,
+            dropout_p=dropout,
             is_causal=n_queries > 1,
             scale=scaling,
             enable_gqa=key.shape[1] != query.shape[1],
@@ -53,12 +56,12 @@ def causal_attention(
     future = position > position[n_keys - n_queries :, None]
     if kind == "sums":
         scores = (query[..., :, None, :].float() * key[..., None, :, :].float()).sum(-1) * scaling
-        weights = scores.masked_fill(future, -torch.inf).softmax(-1)
+        weights = F.dropout(scores.masked_fill(future, -torch.inf).softmax(-1), dropout, dropout > 0)
         return (weights[..., None] * value[..., None, :, :].float()).sum(-2).to(value.dtype)
     if kind == "pairs":
-        return _pairs(query, key, value, future, scaling)
+        return _pairs(query, key, value, future, scaling, dropout)
     scores = torch.matmul(query, key.transpose(-1, -2)).float() * scaling
-    weights = scores.masked_fill(future, -torch.inf).softmax(-1).to(value.dtype)
+    weights = F.dropout(scores.masked_fill(future, -torch.inf).softmax(-1), dropout, dropout > 0).to(value.dtype)
     return torch.matmul(weights, value)
 
 
@@ -68,12 +71,13 @@ def _pairs(
     value: Float[Tensor, "batch head k d"],
     future: Bool[Tensor, "q k"],
     scaling: float,
+    dropout: float,
 ) -> Float[Tensor, "batch head q d"]:
     heads, d = query.shape[1], query.shape[3]
     query, key, value = (x.transpose(1, 2).flatten(2) for x in (query, key, value))  # heads side by side, as they were
     of_head = torch.eye(heads, device=query.device, dtype=query.dtype).repeat_interleave(d, dim=0)
     scores = (query[:, :, None] * key[:, None]) @ of_head * scaling
-    weights = scores.masked_fill(future[..., None], -torch.inf).softmax(2)
+    weights = F.dropout(scores.masked_fill(future[..., None], -torch.inf).softmax(2), dropout, dropout > 0)
     out = ((weights @ of_head.T) * value[:, None]).sum(2)
     return out.unflatten(2, (heads, d)).transpose(1, 2)
 
@@ -90,7 +94,8 @@ def _entry(kind: Kind) -> Any:
         if left_out and kind == "library":
             n_pairs = (query.shape[2] - left_out) * key.shape[2]
             chosen = "pairs" if query.device.type == "cpu" and n_pairs <= 64 else "products"
-        out = causal_attention(query[:, :, left_out:], key, value, scaling, chosen).transpose(1, 2)
+        dropout = options.get("dropout", 0.0) if module.training else 0.0
+        out = causal_attention(query[:, :, left_out:], key, value, scaling, chosen, dropout).transpose(1, 2)
         return F.pad(out, (0, 0, 0, 0, left_out, 0)) if left_out else out.contiguous(), None  # pyright: ignore[reportArgumentType]
 
     return attend
@@ -112,6 +117,13 @@ def unmasked(model: PreTrainedModel, kind: Kind = "library") -> Iterator[None]:
     finally:
         config._attn_implementation = before
         config.pad_token_id = pad
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether the model drops anything at random in training: in modules, or (Llama) in attention itself."""
+    return any(
+        (isinstance(m, nn.Dropout) and m.p > 0) or getattr(m, "attention_dropout", 0.0) > 0 for m in model.modules()
+    )
 
 
 _KEEP = "cri_keep"

@@ -144,13 +144,20 @@ def load_bank(path: Path | str) -> Bank:
 
 
 def _case_blocks(
-    forward: StackedForward, flat: Tensor, prompt_lengths: Int[np.ndarray, " case"], width: int, n_logits: int
+    forward: StackedForward,
+    flat: Tensor,
+    prompt_lengths: Int[np.ndarray, " case"],
+    width: int,
+    n_logits: int,
+    share: float = 0.25,
 ) -> Iterator[Int[np.ndarray, " block"]]:
-    """Indices of cases in blocks of one prompt length that fit into memory, `n_logits` positions being scored."""
+    """Indices of cases in blocks of one prompt length that fit into `share` of the free memory, `n_logits` positions
+    being scored."""
     shape = forward.template.config
-    cuda = flat.device.type == "cuda"
-    budget = torch.cuda.mem_get_info(flat.device)[0] // 4 if cuda else 256 << 20
-    size = max(1, budget // (4 * len(flat) * (16 * width * shape.hidden_size + 4 * n_logits * shape.vocab_size)))
+    free = torch.cuda.mem_get_info(flat.device)[0] if flat.device.type == "cuda" else 1 << 30
+    size = max(
+        1, int(share * free) // (4 * len(flat) * (16 * width * shape.hidden_size + 4 * n_logits * shape.vocab_size))
+    )
     for length in np.unique(prompt_lengths):
         rows = np.flatnonzero(prompt_lengths == length)
         for start in range(0, len(rows), size):
@@ -159,9 +166,10 @@ def _case_blocks(
 
 @torch.no_grad()
 def stacked_decode(
-    forward: StackedForward, flat: Float[Tensor, "replica parameter"], tokens: TokenTable
+    forward: StackedForward, flat: Float[Tensor, "replica parameter"], tokens: TokenTable, share: float = 0.25
 ) -> list[Decoded]:
-    """Greedy completions of every prompt by every model of a stack (see `cri.evaluation.decode`).
+    """Greedy completions of every prompt by every model of a stack (see `cri.evaluation.decode`), in blocks of cases
+    that fit into `share` of the free memory.
 
     Without a KV cache: for answers of a few tokens, recomputing the sequence is the lesser cost.
     """
@@ -170,7 +178,7 @@ def stacked_decode(
     ids_out = np.full((len(flat), n, room), tokens.eos, dtype=np.int64)
     lengths, finished = np.zeros((len(flat), n), dtype=np.int64), np.zeros((len(flat), n), dtype=bool)
     table = tokens.ids.to(device)
-    for block in _case_blocks(forward, flat, tokens.prompt_lengths.numpy(), tokens.ids.shape[1], 1):
+    for block in _case_blocks(forward, flat, tokens.prompt_lengths.numpy(), tokens.ids.shape[1], 1, share):
         start = int(tokens.prompt_lengths[block[0]])
         rows = torch.from_numpy(block).to(device)
         text = table[rows, :start].expand(len(flat), -1, -1)

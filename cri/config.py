@@ -26,6 +26,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     beta2: float = 0.99
     grad_clip: float = 1.0
+    """Norm that longer gradients are scaled down to; 0 for none."""
     loss_on: Literal["completion", "all"] = "completion"
     """`all` also scores the prompt (the paper's public code)."""
     micro_batch: int = 0
@@ -42,8 +43,12 @@ class TrainConfig:
                 raise out_of_range(name, getattr(self, name), f"at least {low}")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise out_of_range("lr", self.lr, "positive")
-        if not 0 <= self.warmup < 1:
-            raise out_of_range("warmup", self.warmup, "in [0, 1)")
+        for name in ("warmup", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise out_of_range(name, getattr(self, name), "in [0, 1)")
+        for name, allowed in (("grad_clip", "at least 0 (0 for none)"), ("weight_decay", "at least 0")):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise out_of_range(name, getattr(self, name), allowed)
         for name, valid in (("loss_on", ("completion", "all")), ("precision", ("fp32", "tf32", "bf16"))):
             if getattr(self, name) not in valid:
                 raise out_of_range(name, getattr(self, name), f"one of {', '.join(valid)}")

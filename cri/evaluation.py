@@ -83,7 +83,7 @@ def decode(
         room = min(room, limit - int(tokens.prompt_lengths.max()))
     n = len(tokens)
     if batch_tokens is None:
-        batch_tokens = _positions_in_memory(model, device)
+        batch_tokens = positions_in_memory(model, device)
     out = torch.full((n, room), tokens.eos, dtype=torch.long)
     lengths = torch.zeros(n, dtype=torch.long)
     finished = torch.zeros(n, dtype=torch.bool)
@@ -108,16 +108,16 @@ def decode(
     return Decoded(out.numpy(), lengths.numpy(), finished.numpy())
 
 
-def _positions_in_memory(model: PreTrainedModel, device: torch.device) -> int:
-    """Sequences x positions whose keys and values (twice, as copies are made) fit into memory."""
+def positions_in_memory(model: PreTrainedModel, device: torch.device, share: float = 0.25) -> int:
+    """Sequences x positions whose keys and values (twice, as copies are made) fit into `share` of the free memory."""
     if device.type != "cuda":
-        return 1 << 16
+        return max(1, int(share * (1 << 18)))
     shape = model.config
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     per_position = 2 * 2 * 4 * shape.num_hidden_layers * heads * (shape.hidden_size // shape.num_attention_heads)
     # what the prompt's forward pass keeps at once is wider than the cache, but only one layer deep
     per_position += 4 * 16 * shape.hidden_size
-    return max(1 << 12, torch.cuda.mem_get_info(device)[0] // 4 // per_position)
+    return max(int(share * (1 << 14)), int(share * torch.cuda.mem_get_info(device)[0]) // per_position)
 
 
 def _room_cache(model: PreTrainedModel, positions: int) -> Any:

@@ -7,6 +7,7 @@ operations has none of transformers' Python left in it, and compiles whatever th
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import warnings
 from collections.abc import Callable, Hashable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 
 @contextlib.contextmanager
@@ -25,6 +27,14 @@ def matmul_precision(precision: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def give_memory_back(device: torch.device) -> None:
+    """Returns device memory that nothing refers to. After an error, to be called outside its `except` block: within,
+    the error's frames still hold what failed."""
+    gc.collect()  # a trainer and its graphs refer to each other
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def bucket(width: int, longest: int) -> int:
@@ -54,18 +64,27 @@ class Traced:
 
     def __call__(self, *args: Any) -> Tensor:
         key = tuple(tuple(a.shape) for a in args if isinstance(a, Tensor))
-        if key not in self._traces:
+        new = key not in self._traces
+        if new:
             self._traces[key] = self._trace(*args)
         try:
+            if new and self.compiled:
+                self._try_backward(key, *args)
             return self._traces[key](*args)
         except Exception as error:
             if not self.compiled or isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            warnings.warn(f"torch.compile failed, going on without: {reason}", stacklevel=2)
-            self.compiled = False
-            self._traces.clear()
-            return self(*args)
+        warnings.warn(f"torch.compile failed, going on without: {reason}", stacklevel=2)
+        self.compiled = False
+        self._traces.clear()
+        return self(*args)
+
+    def _try_backward(self, key: Hashable, *args: Any) -> None:
+        """The backward pass is compiled when it is first run: here, where a failure is still caught."""
+        inputs = [a for a in tree_leaves(args) if isinstance(a, Tensor) and a.requires_grad]
+        if inputs and torch.is_grad_enabled():
+            torch.autograd.grad(self._traces[key](*args).sum(), inputs, allow_unused=True)
 
     def _trace(self, *args: Any) -> Callable[..., Tensor]:
         from torch.fx.experimental.proxy_tensor import make_fx
@@ -94,6 +113,7 @@ class GraphedStep:
 
     def __init__(self, step: Callable[[Hashable], None], device: torch.device, warmup: int = 3) -> None:
         self.step = step
+        self.device = device
         self.warmup = warmup
         self.enabled = device.type == "cuda"
         self.graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
@@ -121,13 +141,18 @@ class GraphedStep:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 self.step(key)
         except RuntimeError as error:
-            warnings.warn(f"CUDA graph not captured, steps run one kernel at a time: {error}", stacklevel=2)
-            self.enabled = False
-            torch.cuda.synchronize()
-            self.step(key)
+            reason = str(error)
+        else:
+            self.graphs[key] = graph
+            graph.replay()
             return
-        self.graphs[key] = graph
-        graph.replay()
+        warnings.warn(f"CUDA graph not captured, steps run one kernel at a time: {reason}", stacklevel=2)
+        self.enabled = False
+        torch.cuda.synchronize()
+        self.release()  # of the other widths: none is replayed any more
+        del graph
+        give_memory_back(self.device)
+        self.step(key)
 
     def release(self) -> None:
         """Gives the graphs' memory back now, whatever else still refers to this object."""

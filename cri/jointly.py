@@ -7,25 +7,27 @@ slower than the products one by one, each is trained alone.
 from __future__ import annotations
 
 import copy
-import gc
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cri.bank import decodes_stacked, stacked_decode
+from cri.checkpoints import read_checkpoint
 from cri.config import RunConfig, TrainConfig
 from cri.data import TokenTable
 from cri.errors import CriError
-from cri.evaluation import Decoded, decode
+from cri.evaluation import Decoded, decode, positions_in_memory
+from cri.graphs import give_memory_back
 from cri.materials import Materials, initial_model
 from cri.runs import config_hash
 from cri.shapes import is_preset
@@ -33,6 +35,7 @@ from cri.stacked import Layout, Member, StackedForward, StackedTrainer
 from cri.training import Trainer
 
 LOG_EVERY = 50
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,16 +88,17 @@ def initial_of(materials: Materials, seed: int) -> Any:
 
 
 def bytes_per_replica(materials: Materials, layout: Layout) -> int:
-    """Device memory that one replica takes in training, estimated from above: eight tensors of its parameters, and
-    what the forward pass keeps for the backward pass."""
+    """Device memory that one replica takes in training, estimated from above (1.2 to 2 times the peak that was
+    measured over presets and formats): eight tensors of its parameters, and what the forward pass keeps for the
+    backward pass."""
     config, shape = materials.config.train, materials.model.config
     tokens = config.batch_size * materials.tokens.ids.shape[1]
     targets = config.batch_size * int((materials.tokens.lengths - materials.tokens.prompt_lengths).max())
     if config.loss_on == "all":
         targets = tokens
-    attention = shape.num_attention_heads * materials.tokens.ids.shape[1] * 5
-    per_token = shape.num_hidden_layers * (48 * shape.hidden_size + attention)
-    return 4 * (8 * layout.width + tokens * per_token + targets * shape.vocab_size * 5)
+    attention = shape.num_attention_heads * materials.tokens.ids.shape[1] * 4
+    per_token = shape.num_hidden_layers * (24 * shape.hidden_size + attention)
+    return 4 * (8 * layout.width + tokens * per_token + targets * shape.vocab_size * 4)
 
 
 def replicas_at_once(materials: Materials, layout: Layout, device: torch.device) -> int:
@@ -107,12 +111,13 @@ def replicas_at_once(materials: Materials, layout: Layout, device: torch.device)
 def compile_pays(materials: Materials, layout: Layout, n_replicas: int, device: torch.device) -> bool:
     """Whether torch.compile saves more time than it takes.
 
-    Uncompiled, these models are bound by memory: the estimate is the bytes they move over 2 TB/s, of which
-    compilation saves about half; it takes some seconds a layer for each width of batch.
+    Uncompiled, these models are bound by memory: the estimate is the bytes they move (five times what they hold, as
+    counted for `nano`) over 2 TB/s, of which compilation saves about half; it takes some seconds a layer for each
+    width of batch.
     """
     if device.type != "cuda":
         return False
-    n_bytes = 3 * n_replicas * bytes_per_replica(materials, layout)
+    n_bytes = 5 * n_replicas * bytes_per_replica(materials, layout)
     n_widths = math.ceil(materials.tokens.ids.shape[1] / 16)
     seconds_saved = 0.5 * materials.config.train.steps * n_bytes / 2e12
     return seconds_saved > n_widths * (10 + 4 * materials.model.config.num_hidden_layers)
@@ -137,7 +142,8 @@ def train_stack(
     on_step: Callable[[int], Any],
     compiled: bool | None = None,
 ) -> Result:
-    """Trains `replicas` together and decodes the grid with each."""
+    """Trains `replicas` together and decodes the grid with each. Out of memory in training, it raises
+    `torch.cuda.OutOfMemoryError`; in decoding, which starts with small batches again, `CriError`."""
     if materials.config.lora:
         raise CriError("lora: models with adapters are trained one at a time (cri.train)")
     template = initial_of(materials, 0)
@@ -165,35 +171,98 @@ def train_stack(
             trainer.save(checkpoint, identity)
             saved = time.perf_counter()
     trainer.save(checkpoint, identity)  # whatever becomes of the decoding, the training is not done twice
-    flat = trainer.flat.detach().clone()
+    flat = trainer.flat.detach()
     losses = trainer.losses.T.cpu()
     trainer.release()  # its optimiser state and graphs hold most of the memory
     del trainer
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    if decodes_stacked(materials.tokens):
-        decoded = _decode_parts(StackedForward(template, layout, "fp32"), flat, materials.tokens)
-    else:
-        decoded = []
-        for row in flat:
-            layout.load(row, template)
-            decoded.append(decode(template, materials.tokens))
+    give_memory_back(device)
+    decoded = decode_stack(StackedForward(template, layout, "fp32"), layout, flat, materials.tokens)
     return Result(flat.cpu(), losses, decoded)
 
 
-def _decode_parts(forward: StackedForward, flat: Tensor, tokens: TokenTable) -> list[Decoded]:
-    """`stacked_decode`, by halves of the stack where the device's memory does not hold the whole."""
-    try:
-        return stacked_decode(forward, flat, tokens)
-    except torch.cuda.OutOfMemoryError as error:
-        if len(flat) == 1:
-            raise CriError(
-                "device: no memory left to decode with one model; run again, training is finished"
-            ) from error
-    torch.cuda.empty_cache()
-    half = len(flat) // 2
-    return _decode_parts(forward, flat[:half], tokens) + _decode_parts(forward, flat[half:], tokens)
+def train_what_fits(
+    materials: Materials,
+    replicas: Sequence[Replica],
+    device: torch.device,
+    folder: Path,
+    start: int,
+    identity: Mapping[str, str],
+    checkpoint_seconds: float,
+    on_step: Callable[[int, int], Any],
+    compiled: bool | None = None,
+) -> tuple[Result, Path]:
+    """`train_stack` for the first of `replicas`: all, or half as many for as long as memory does not hold them.
+
+    Args:
+        materials, replicas, device, identity, checkpoint_seconds, compiled: see `train_stack`.
+        folder: of the checkpoint. One that is there is finished with as many members as it was begun with.
+        start: names the checkpoint: the place of the first of `replicas` among all.
+        on_step: called with the number of members and the step.
+
+    Returns what became of them, and the checkpoint, which the caller removes once that is written.
+    """
+    n = begun_with(folder, start) or len(replicas)
+    while True:
+        checkpoint = folder / f"part-{start:05d}-{start + n:05d}-checkpoint.safetensors"
+
+        def report(step: int, n: int = n) -> None:
+            on_step(n, step)
+
+        try:
+            chosen = replicas[:n]
+            return (
+                train_stack(materials, chosen, device, checkpoint, identity, checkpoint_seconds, report, compiled),
+                checkpoint,
+            )
+        except torch.cuda.OutOfMemoryError:
+            pass  # what follows gives memory back, which the error's frames hold in here
+        give_memory_back(device)
+        if checkpoint.exists() and read_checkpoint(checkpoint)[1]["step"] == str(materials.config.train.steps):
+            raise CriError("device: no memory left to load the trained models; run again, training is finished")
+        if n == 1:
+            raise CriError("model: not even one replica fits in the device's memory")
+        checkpoint.unlink(missing_ok=True)
+        n = math.ceil(n / 2)
+        warnings.warn(f"out of device memory: going on with {n} replicas at a time", stacklevel=2)
+
+
+def begun_with(folder: Path, start: int) -> int:
+    """How many members the checkpoint in `folder` has whose first is at place `start`; 0 without one."""
+    found = sorted(folder.glob(f"part-{start:05d}-*-checkpoint.safetensors"))
+    return int(found[0].stem.split("-")[2]) - start if found else 0
+
+
+def decode_stack(
+    forward: StackedForward, layout: Layout, flat: Float[Tensor, "replica parameter"], tokens: TokenTable
+) -> list[Decoded]:
+    """Greedy completions of every prompt by every model of a stack, in smaller batches where memory does not hold the
+    usual ones; loads weights into the template of `forward`."""
+    if decodes_stacked(tokens):
+        return _with_less_memory(flat.device, lambda share: stacked_decode(forward, flat, tokens, share))
+    template = forward.template
+
+    def one(share: float) -> Decoded:
+        return decode(template, tokens, batch_tokens=positions_in_memory(template, flat.device, share))
+
+    decoded = []
+    for row in flat:
+        layout.load(row, template)
+        decoded.append(_with_less_memory(flat.device, one))
+    return decoded
+
+
+def _with_less_memory(device: torch.device, attempt: Callable[[float], T]) -> T:
+    """`attempt(share)`, where `share` of the free memory is what it may take: a quarter, and half as much after each
+    time that this was too much."""
+    share = 0.25
+    while share > 1e-4:
+        try:
+            return attempt(share)
+        except torch.cuda.OutOfMemoryError:
+            pass  # as in `train_what_fits`
+        give_memory_back(device)
+        share /= 2
+    raise CriError("device: no memory left to decode, however few cases at a time; run again, training is finished")
 
 
 def train_alone(materials: Materials, replica: Replica) -> Result:

@@ -92,13 +92,16 @@ def resolve_device(device: str) -> str:
     import torch
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and device in ("auto", "cuda"):
-        from accelerate import PartialState
+        from cri.processes import process_state
 
-        return str(PartialState().device)  # each process its own
+        return str(process_state().device)  # each process its own
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise CriError(f"device: {device!r} cannot be used here ({str(error).splitlines()[0]})") from error
+    where = torch.device(device)
+    if where.type == "cuda" and where.index is not None:
+        torch.cuda.set_device(where)  # streams and graphs are made on the current device
     return device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,10 +15,16 @@ def process_rank() -> tuple[int, int]:
     """This process's rank and the number of processes (0 and 1 unless started by `accelerate launch`, or torchrun)."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return 0, 1
+    state = process_state()
+    return state.process_index, state.num_processes
+
+
+def process_state() -> Any:
+    """accelerate's state of this process. The others wait while the first decodes: longer than the ten minutes after
+    which torch would give up."""
     from accelerate import PartialState
 
-    state = PartialState()
-    return state.process_index, state.num_processes
+    return PartialState(timeout=timedelta(days=1))
 
 
 def from_first_process(value: Any) -> Any:

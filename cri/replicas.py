@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -24,7 +23,7 @@ from cri.bank import LOSSES, MAPS, TABLE, TEMPLATE, WEIGHTS, AnswerReader
 from cri.checkpoints import read_checkpoint, write_checkpoint
 from cri.config import RunConfig
 from cri.errors import CorruptRunError, CriError, out_of_range
-from cri.jointly import LOG_EVERY, Replica, Result, progress_bar, replicas_at_once, train_alone, train_stack
+from cri.jointly import LOG_EVERY, Replica, Result, progress_bar, replicas_at_once, train_alone, train_what_fits
 from cri.materials import Materials, prepare, resolve_device
 from cri.models import save_model
 from cri.runs import (
@@ -144,32 +143,33 @@ def _stacked_parts(
     bar = progress_bar(len(replicas) * steps, f"{len(replicas)} replicas", "step", progress)
     start = 0
     while start < len(replicas):
-        # a part begun with another size is finished with that size
-        found = sorted(folder.glob(f"part-{start:05d}-*.safetensors"))
-        stop = int(found[0].stem.split("-")[2]) if found else min(start + size, len(replicas))
-        part = folder / f"part-{start:05d}-{stop:05d}.safetensors"
-        checkpoint = folder / f"part-{start:05d}-{stop:05d}-checkpoint.safetensors"
 
-        def on_step(step: int, start: int = start, stop: int = stop) -> None:
-            bar.update(start * steps + (stop - start) * step - bar.n)
+        def on_step(n: int, step: int, start: int = start) -> None:
+            bar.update(start * steps + n * step - bar.n)
 
-        if not part.exists():
-            try:
-                result = train_stack(
-                    materials, replicas[start:stop], device, checkpoint, identity, checkpoint_seconds, on_step, compiled
-                )
-            except torch.cuda.OutOfMemoryError as error:
-                if stop - start == 1:
-                    raise CriError("model: not even one replica fits in the device's memory") from error
-                size = math.ceil((stop - start) / 2)
-                checkpoint.unlink(missing_ok=True)
-                warnings.warn(f"out of device memory: going on with {size} replicas at a time", stacklevel=2)
-                del error
-                torch.cuda.empty_cache()
-                continue
+        found = sorted(folder.glob(f"part-{start:05d}-{'[0-9]' * 5}.safetensors"))
+        if found:  # whatever its size
+            part = found[0]
+            stop = int(part.stem.split("-")[2])
+            checkpoint = folder / f"{part.stem}-checkpoint.safetensors"
+        else:
+            result, checkpoint = train_what_fits(
+                materials,
+                replicas[start : start + size],
+                device,
+                folder,
+                start,
+                identity,
+                checkpoint_seconds,
+                on_step,
+                compiled,
+            )
+            stop = start + len(result.flat)
+            size = min(size, stop - start)  # what did not fit once is not tried again
+            part = folder / f"part-{start:05d}-{stop:05d}.safetensors"
             _write_part(part, result, reader, identity)
         checkpoint.unlink(missing_ok=True)
-        on_step(steps)
+        on_step(stop - start, steps)
         parts.append(part)
         start = stop
     bar.close()

@@ -17,7 +17,7 @@ from cri.checkpoints import append_metrics
 from cri.config import RunConfig
 from cri.errors import CriError
 from cri.evaluation import Decoded
-from cri.jointly import LOG_EVERY, Replica, initial_of, progress_bar, replicas_at_once, train_stack
+from cri.jointly import LOG_EVERY, Replica, begun_with, initial_of, progress_bar, replicas_at_once, train_what_fits
 from cri.materials import Materials, prepare, resolve_device
 from cri.readings import reading_table
 from cri.runs import config_hash, is_complete, locked, read_json, run_folder, verify, write_json, writing_to
@@ -90,20 +90,32 @@ def _train_group(
     identity = {**first.identity, "members": config_hash({"members": [r.identity() for r in replicas]})}
     bar = progress_bar(len(replicas) * first.config.train.steps, f"{len(replicas)} runs", "step", progress)
     diverged = []
-    for start in range(0, len(replicas), size):
-        part = slice(start, min(start + size, len(replicas)))
-        if all(is_complete(folder) for folder in folders[part]):
+    start = 0
+    while start < len(replicas):
+        n = begun_with(group, start) or 1
+        if all(is_complete(folder) for folder in folders[start : start + n]):
+            start += n
             continue
-        n = part.stop - part.start
         started = time.perf_counter()
 
-        def on_step(step: int, start: int = start, n: int = n) -> None:
+        def on_step(n: int, step: int, start: int = start) -> None:
             bar.update(start * first.config.train.steps + n * step - bar.n)
 
-        checkpoint = group / f"checkpoint-{part.start}-{part.stop}.safetensors"
-        result = train_stack(first, replicas[part], device, checkpoint, identity, checkpoint_seconds, on_step, compiled)
+        result, _ = train_what_fits(
+            first,
+            replicas[start : start + size],
+            device,
+            group,
+            start,
+            identity,
+            checkpoint_seconds,
+            on_step,
+            compiled,
+        )
+        n = len(result.flat)
+        size = min(size, n)  # what did not fit once is not tried again
         seconds = time.perf_counter() - started
-        for k, index in enumerate(range(part.start, part.stop)):
+        for k, index in enumerate(range(start, start + n)):
             if not bool(torch.isfinite(result.losses[k, -1])):
                 diverged.append(configs[index].name)
                 continue
@@ -116,6 +128,7 @@ def _train_group(
                 configs[index], first.task, splits[index], first.format, first.tokenizer, first.tokens, first.model
             )
             _export(folders[index], own, result.flat[k], result.losses[k], result.decoded[k], facts)
+        start += n
     bar.close()
     if diverged:
         raise CriError(f"lr: the loss is not finite for {', '.join(diverged)}; lower lr")

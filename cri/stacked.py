@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import functional_call, vmap
 
-from cri.attention import SHORT, Kind, last_layer_where_scored, unmasked
+from cri.attention import SHORT, Kind, has_dropout, last_layer_where_scored, unmasked
 from cri.batches import BatchStream, learning_rates
 from cri.checkpoints import read_checkpoint, write_checkpoint
 from cri.config import TrainConfig
@@ -79,13 +79,13 @@ class Layout:
 
 def check_stackable(model: PreTrainedModel) -> None:
     """Raises `CriError` for a model with active dropout (its noise has no seed of its own per replica)."""
-    if any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules()):
+    if has_dropout(model):
         raise CriError("model: replicas need a model without dropout; use a preset")
 
 
 def attention_kind(width: int, compiled: bool = False) -> Kind:
-    """The quickest implementation that can be launched: on a GPU, the library's takes no more than 65,535 sequences and
-    fails in the backward pass of lengths that its tiles do not divide."""
+    """The quickest implementation that can be launched: on a GPU, the library's takes no more than 65,535 sequences,
+    and traced without gradients it does not keep the logsumexp that its backward pass needs."""
     return "sums" if compiled and width <= SHORT else "products"
 
 
@@ -150,8 +150,14 @@ class StackedForward:
 
     def _logits(self, parameters: dict[str, Tensor], ids: Tensor, keep: int) -> Tensor:
         inputs = {"input_ids": ids, "use_cache": False, "logits_to_keep": keep}
-        with last_layer_where_scored(self.template, ids.shape[1], keep):
-            return functional_call(self.template, parameters, (), inputs).logits
+        head = self.template.get_output_embeddings()
+        # of the slice that `logits_to_keep` leaves, matmul under vmap would copy the head once for each sequence
+        hook = head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(),))
+        try:
+            with last_layer_where_scored(self.template, ids.shape[1], keep):
+                return functional_call(self.template, parameters, (), inputs).logits
+        finally:
+            hook.remove()
 
 
 def adamw_(

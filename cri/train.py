@@ -240,6 +240,7 @@ def _train(
             trainer.save(checkpoint, materials.identity)
     bar.close()
     train_seconds = time.perf_counter() - started
+    trainer.release()  # its graphs and optimiser state take memory that decoding can use
     if not first:
         return
 

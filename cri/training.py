@@ -20,13 +20,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from cri.attention import SHORT, Kind, last_layer_where_scored, unmasked
+from cri.attention import SHORT, Kind, has_dropout, last_layer_where_scored, unmasked
 from cri.batches import batch_order, learning_rates
 from cri.checkpoints import read_checkpoint, write_checkpoint
 from cri.config import TrainConfig
 from cri.data import TokenTable
 from cri.errors import CorruptRunError, CriError
-from cri.graphs import GraphedStep, Traced, bucket, matmul_precision
+from cri.graphs import GraphedStep, Traced, bucket, give_memory_back, matmul_precision
 from cri.processes import process_rank, sum_over_processes
 
 if TYPE_CHECKING:
@@ -91,6 +91,10 @@ def compile_pays(model: PreTrainedModel, config: TrainConfig, width: int) -> boo
     return config.steps * n_layers * per_layer > n_widths * (10 + 2 * n_layers)
 
 
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's state of a parameter, as torch names it."""
+
+
 class Trainer:
     """The state of one training run: model, optimiser, step. `run` advances it, `save`/`restore` keep it.
 
@@ -136,7 +140,8 @@ class Trainer:
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         cuda = self.device.type == "cuda"
         self._compiled, self._traces = self._ways(compiled)
-        self._optimized = self._flattened() if self._traces else self.parameters
+        self._flat = self._traces  # whether `_optimized` is one tensor
+        self._optimized = self._flattened() if self._flat else self.parameters
         self.optimizer = torch.optim.AdamW(
             list(self._optimized.values()),
             lr=torch.tensor(config.lr, device=self.device) if cuda else config.lr,
@@ -164,8 +169,7 @@ class Trainer:
         """Whether the loss is compiled, and whether it is traced."""
         config, cuda = self.config, self.device.type == "cuda"
         # checkpoints cannot be traced, and traced dropout does not survive compilation everywhere
-        noisy = any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in self.model.modules())
-        if config.gradient_checkpointing or noisy:
+        if config.gradient_checkpointing or has_dropout(self.model):
             return False, False
         if compiled is None:
             compiled = cuda and compile_pays(self.model, config, self.ids.shape[1])
@@ -221,7 +225,9 @@ class Trainer:
 
     def _backward(self, ids: Int[Tensor, "batch pos"], labels: Int[Tensor, "batch pos"], n_targets: Tensor) -> None:
         """Adds the gradient of the summed loss over `n_targets`."""
-        kind: Kind = "products" if self.device.type == "cuda" and ids.shape[1] <= SHORT else "library"
+        cuda = self.device.type == "cuda"
+        # traced without gradients, the library's attention would not keep what its backward pass on a GPU needs
+        kind: Kind = "products" if cuda and (self._traces or ids.shape[1] <= SHORT) else "library"
 
         @contextlib.contextmanager
         def context() -> Iterator[None]:
@@ -255,6 +261,7 @@ class Trainer:
                 group["lr"].copy_(self._rates.index_select(0, self._done[None])[0])
             else:
                 group["lr"] = float(self.lrs[self.step])
+        self.optimizer.zero_grad()  # a step that failed, as a capture may, leaves its gradient behind
         size = self.config.micro_batch or max(1, len(rows))
         for part in rows.split(size):
             self._backward(self.ids[part, :width], self.labels[part, :width], n_targets)
@@ -298,9 +305,16 @@ class Trainer:
 
     def _state(self) -> dict[str, Tensor]:
         tensors = {f"model.{name}": p.detach() for name, p in self.parameters.items()}
-        for name, p in self._optimized.items():
-            for key, value in self.optimizer.state.get(p, {}).items():
-                tensors[f"optimizer.{name}.{key}"] = value
+        # by the parameters' names, whether or not they are optimised as one tensor: another device may do otherwise
+        sizes = [p.numel() for p in self.parameters.values()]
+        for key in _MOMENTS if self.step > 0 else ():
+            if self._flat:
+                parts = self.optimizer.state[self._optimized["flat"]][key].split(sizes)
+            else:
+                states = [self.optimizer.state.get(p, {}) for p in self.parameters.values()]
+                parts = [s.get(key, torch.zeros_like(p)) for s, p in zip(states, self.parameters.values(), strict=True)]
+            for (name, p), part in zip(self.parameters.items(), parts, strict=True):
+                tensors[f"optimizer.{name}.{key}"] = part.view(p.shape)
         tensors |= dict(zip(("rng.cpu", "rng.cuda"), self._rng, strict=False))
         return {k: v.cpu().contiguous() for k, v in tensors.items()}
 
@@ -320,16 +334,38 @@ class Trainer:
         with torch.no_grad():
             for name, p in self.parameters.items():
                 p.copy_(tensors[f"model.{name}"])
-            for name, p in self._optimized.items():
-                prefix = f"optimizer.{name}."
-                state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-                if state:  # the step counter stays where fused AdamW wants it: with the parameter
-                    self.optimizer.state[p] = {k: v.to(self.device) for k, v in state.items()}
+        self.step = int(meta["step"])
+        self._restore_moments(path, tensors)
         names = ("rng.cpu", "rng.cuda")[: len(self._rng)]
         if all(name in tensors for name in names):  # not so where the run moves to another kind of device
             self._rng = [tensors[name] for name in names]
-        self.step = int(meta["step"])
         self._done.fill_(self.step)
+
+    def _restore_moments(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        self.optimizer.state.clear()
+        if self.step == 0:
+            return
+        moments: dict[str, list[Tensor]] = {key: [] for key in _MOMENTS}
+        for key, values in moments.items():
+            for name in self.parameters:
+                if f"optimizer.{name}.{key}" not in tensors:
+                    raise CorruptRunError(f"run: {path} has no {key} of {name}; remove it to start again")
+                values.append(tensors[f"optimizer.{name}.{key}"].to(self.device))
+        if self._flat:
+            moments = {key: [torch.cat([v.flatten() for v in values])] for key, values in moments.items()}
+        for p, *values in zip(self._optimized.values(), *moments.values(), strict=True):
+            # the step counter lies where fused AdamW wants it: with the parameter
+            counter = torch.tensor(float(self.step), device=self.device)
+            self.optimizer.state[p] = {"step": counter, **dict(zip(_MOMENTS, values, strict=True))}
+
+    def release(self) -> None:
+        """Gives the memory of graphs, gradients and optimiser back; no step can follow."""
+        self._graphed.release()
+        self.optimizer.zero_grad()
+        self.optimizer.state.clear()
+        self._traced.clear()
+        del self._graphed  # it refers to this trainer, and this trainer to it
+        give_memory_back(self.device)
 
 
 class _Loss(torch.nn.Module):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from cri.attention import SHORT
 from cri.config import RunConfig, TrainConfig
 from cri.evaluation import decode
 from cri.jointly import Replica
@@ -38,6 +39,19 @@ def test_graphed_training_follows_the_cpu(model, precision, tolerance):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a failed capture warns
         found, trainer = losses(config, "cuda", compiled=False)
+    assert trainer._graphed.graphs
+    np.testing.assert_allclose(found, expected, rtol=tolerance)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("tf32", 2e-2), ("bf16", 5e-2)])
+def test_compiled_training_of_long_texts_follows_the_cpu(precision, tolerance):
+    """More than `SHORT` tokens, where the library's attention would be traced without its logsumexp."""
+    config = CONFIG.replace(format="scratchpad", precision=precision)
+    assert prepare(config).tokens.ids.shape[1] > SHORT
+    expected, _ = losses(config.replace(precision="fp32"), "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a failed compilation warns
+        found, trainer = losses(config, "cuda", compiled=True)
     assert trainer._graphed.graphs
     np.testing.assert_allclose(found, expected, rtol=tolerance)
 
@@ -93,7 +107,7 @@ def test_decoding_agrees_with_the_cpu():
 def test_a_stack_gives_its_memory_back(tmp_path):
     """Decoding needs what training held: graphs and optimiser state go before it starts."""
     materials = prepare(CONFIG)
-    replicas = [Replica(seed, materials.split.train) for seed in range(64)]
+    replicas = [Replica(seed, materials.split.train) for seed in range(256)]  # so many hold a gigabyte and more
     torch.cuda.empty_cache()
     before = torch.cuda.memory_reserved()
     train_replicas(CONFIG, replicas, tmp_path, device="cuda", compiled=False, progress=False)

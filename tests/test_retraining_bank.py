@@ -199,7 +199,7 @@ def test_an_interrupted_record_goes_on_without_training_again(records, tmp_path,
         patch.setattr(retrainings, "_measure", killed)
         with pytest.raises(KeyboardInterrupt):
             retrain(tmp_path / "more", TINY, _replicas(3, "square:1"), queries, tables, method="stacked", **options)
-    monkeypatch.setattr("cri.replicas.train_stack", killed)  # trained models must be found, not made
+    monkeypatch.setattr("cri.jointly.train_stack", killed)  # trained models must be found, not made
     again = load_retrainings(
         retrain(tmp_path / "more", TINY, _replicas(3, "square:1"), queries, tables, method="stacked", **options)
     )

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
+import weakref
+from datetime import timedelta
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,12 +18,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cri.attention import unmasked
+from cri.attention import has_dropout, unmasked
 from cri.batches import BatchStream, batch_order, learning_rates
+from cri.checkpoints import read_checkpoint, write_checkpoint
 from cri.config import RunConfig, TrainConfig
 from cri.errors import CorruptRunError, CriError
-from cri.materials import prepare
+from cri.graphs import Traced
+from cri.materials import prepare, resolve_device
 from cri.models import LoraConfig, add_lora, merge_lora
+from cri.processes import process_rank
 from cri.training import Trainer, labels_of, summed_loss, target_logits
 
 CONFIG = RunConfig(
@@ -182,6 +190,136 @@ def test_batches_by_length_pad_little():
     drawn = np.random.default_rng(0).permutation(4000).reshape(125, 32)
     assert padded < 0.05 < 1 - lengths[drawn].sum() / (32 * lengths[drawn].max(1)).sum()
     assert trainer_of(VARIED).padded_share < 0.05
+
+
+@pytest.mark.parametrize("flat", [(True, True), (True, False), (False, True)])
+def test_a_checkpoint_is_resumed_whichever_way_parameters_are_optimised(flat, tmp_path, monkeypatch):
+    """On a GPU each parameter has moments of its own, on CPU all lie in one tensor."""
+    checkpoint, trainers = tmp_path / "c.safetensors", []
+    for way in flat:
+        monkeypatch.setattr(Trainer, "_ways", lambda self, compiled, way=way: (False, way))
+        trainers.append(trainer_of(CONFIG))
+    first, second = trainers
+    first.run(6)
+    first.save(checkpoint, {})
+    second.restore(checkpoint, {})
+    for trainer in trainers:
+        trainer.run(10)
+    for (name, a), b in zip(first.parameters.items(), second.parameters.values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-4, msg=name)
+    # restarted moments would have made four full steps of the learning rate
+    assert {float(s["step"]) for s in second.optimizer.state.values()} == {10.0}
+    tensors, meta = read_checkpoint(checkpoint)
+    write_checkpoint(checkpoint, {k: v for k, v in tensors.items() if not k.endswith("ln_f.bias.exp_avg")}, meta)
+    with pytest.raises(CorruptRunError, match=r"has no exp_avg of transformer.ln_f.bias"):
+        trainer_of(CONFIG).restore(checkpoint, {})
+
+
+def test_a_failed_step_leaves_no_gradient_to_the_next(monkeypatch):
+    config = CONFIG.replace(grad_clip=0.0)
+    _, expected = train(config.replace(steps=2))
+    trainer = trainer_of(config.replace(steps=2))
+    real = trainer.optimizer.step
+    monkeypatch.setattr(trainer.optimizer, "step", lambda: 1 / 0)  # as a capture that fails after the backward pass
+    with pytest.raises(ZeroDivisionError):
+        trainer._train_step(trainer.width_of(0))
+    monkeypatch.setattr(trainer.optimizer, "step", real)
+    trainer._running.zero_()
+    trainer.run(2)
+    assert_same({n: p.detach() for n, p in trainer.parameters.items()}, expected)
+
+
+def test_a_released_trainer_keeps_its_model_only():
+    trainer = trainer_of(CONFIG)
+    trainer.run(2)
+    weights = {n: p.detach().clone() for n, p in trainer.parameters.items()}
+    moments = [weakref.ref(m) for s in trainer.optimizer.state.values() for m in s.values()]
+    trainer.release()
+    assert moments
+    assert all(ref() is None for ref in moments)
+    assert_same({n: p.detach() for n, p in trainer.parameters.items()}, weights)
+
+
+def test_a_backward_pass_that_does_not_compile_is_run_uncompiled(monkeypatch):
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    def broken(graph, inputs):
+        raise RuntimeError("no backward pass")
+
+    backend = aot_autograd(fw_compiler=lambda graph, inputs: make_boxed_func(graph.forward), bw_compiler=broken)
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda graph, dynamic: real(graph, backend=backend, dynamic=dynamic))
+    traced = Traced(lambda w, x: (x @ w).square().sum(), contextlib.nullcontext, True)
+    w = torch.eye(3).requires_grad_()
+    with pytest.warns(UserWarning, match="torch.compile failed"):
+        loss = traced(w, torch.ones(2, 3))
+    loss.backward()
+    torch.testing.assert_close(w.grad, torch.full((3, 3), 4.0))
+
+
+@pytest.mark.parametrize("kind", ["library", "products", "pairs", "sums"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_attention_drops_out_in_training_only(kind, architecture):
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    if architecture == "gpt2":
+        none = {"embd_pdrop": 0.0, "resid_pdrop": 0.0}
+        model = GPT2LMHeadModel(
+            GPT2Config(vocab_size=50, n_embd=32, n_layer=1, n_head=2, n_positions=8, attn_pdrop=0.5, **none)
+        )
+    else:
+        shape = {
+            "vocab_size": 50,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+        }
+        model = LlamaForCausalLM(LlamaConfig(attention_dropout=0.5, **shape))
+    assert has_dropout(model)
+    ids = torch.arange(8)[None]
+    for training in (True, False):
+        model.train(training)
+        with unmasked(model, kind), torch.no_grad():
+            first, second = (model(input_ids=ids).logits for _ in range(2))
+        assert torch.equal(first, second) != training
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("beta2", 1.5), ("beta2", 1.0), ("beta2", math.nan), ("grad_clip", math.nan), ("grad_clip", -1.0),
+     ("weight_decay", -1.0), ("weight_decay", math.inf)],
+)  # fmt: skip
+def test_settings_that_train_nothing_are_refused(name, value):
+    with pytest.raises(CriError, match=rf"^{name}: .* is not allowed; must be [^\n]*$"):
+        TrainConfig(**{name: value})
+    TrainConfig(grad_clip=0.0, weight_decay=0.0, beta2=0.0)
+
+
+def test_processes_wait_longer_than_the_first_decodes(monkeypatch):
+    import accelerate
+
+    asked = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(
+        accelerate,
+        "PartialState",
+        lambda **options: asked.append(options) or SimpleNamespace(process_index=1, num_processes=2, device="cpu"),
+    )
+    assert process_rank() == (1, 2)
+    assert resolve_device("auto") == "cpu"
+    assert all(options["timeout"] >= timedelta(hours=12) for options in asked)
+    assert len(asked) == 2
+
+
+def test_a_gpu_chosen_by_number_becomes_the_current_one(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "empty", lambda *shape, device: None)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert [resolve_device(d) for d in ("cuda:1", "cuda", "cpu")] == ["cuda:1", "cuda", "cpu"]
+    assert chosen == [torch.device("cuda:1")]
 
 
 def test_no_training_cases_is_an_error():

@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from safetensors.numpy import load_file, save_file
 
-from cri.bank import Bank, decodes_stacked, load_bank, stacked_decode, stacked_scores
+from cri.bank import Bank, load_bank, stacked_scores
 from cri.config import RunConfig
 from cri.data import TokenTable
 from cri.errors import CorruptRunError, CriError
-from cri.evaluation import Decoded, decode
+from cri.evaluation import Decoded
 from cri.jointly import Replica
 from cri.materials import prepare, resolve_device
 from cri.replicas import Method, train_replicas
@@ -230,7 +230,7 @@ def _measure(
         index = np.arange(start, start + len(flat))
         loss["reference"][index] = stacked_scores(forward, flat, tokens, rows).loss
         if explained is None:
-            own = _completions(forward, layout, flat, tokens)
+            own = decode_stack(forward, layout, flat, tokens)
             decoded += own
             parts = [(with_completions(tokens, d.ids, d.lengths), np.array([i])) for i, d in enumerate(own)]
         else:
@@ -244,15 +244,3 @@ def _measure(
         arrays["completions"] = np.stack([d.ids for d in decoded]).astype(np.int32)
         arrays["completion_lengths"] = np.stack([d.lengths for d in decoded]).astype(np.int32)
     return arrays
-
-
-def _completions(
-    forward: StackedForward, layout: Layout, flat: Float[torch.Tensor, "replica parameter"], tokens: TokenTable
-) -> list[Decoded]:
-    if decodes_stacked(tokens):
-        return stacked_decode(forward, flat, tokens)
-    out = []
-    for row in flat:
-        layout.load(row, forward.template)
-        out.append(decode(forward.template, tokens))
-    return out
