@@ -150,7 +150,7 @@ class StackedForward:
 
     def _logits(self, parameters: dict[str, Tensor], ids: Tensor, keep: int) -> Tensor:
         inputs = {"input_ids": ids, "use_cache": False, "logits_to_keep": keep}
-        head = self.template.get_output_embeddings()
+        head: Any = self.template.get_output_embeddings()  # a causal language model has one
         # of the slice that `logits_to_keep` leaves, matmul under vmap would copy the head once for each sequence
         hook = head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(),))
         try:

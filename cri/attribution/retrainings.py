@@ -25,7 +25,7 @@ from cri.config import RunConfig
 from cri.data import TokenTable
 from cri.errors import CorruptRunError, CriError
 from cri.evaluation import Decoded
-from cri.jointly import Replica
+from cri.jointly import Replica, decode_stack
 from cri.materials import prepare, resolve_device
 from cri.replicas import Method, train_replicas
 from cri.runs import (
