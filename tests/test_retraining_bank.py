@@ -229,7 +229,8 @@ def test_removal_study_from_records_to_figures(bank, tmp_path):
         counterfactual_removal.PRESETS["test"], records=bank, record=tmp_path / "r", figures=tmp_path / "f"
     )
     figures = counterfactual_removal.run(config)
-    assert {f.stem.removeprefix("counterfactual_removal_test_") for f in figures} == {"index", "dose_index", "effects"}
+    names = {f.stem.removeprefix("counterfactual_removal_test_") for f in figures}
+    assert names == {"index", "dose_index", "effects", "worth"}
     assert all(f.stat().st_size > 0 for f in figures)
     index = pd.read_csv(tmp_path / "r" / "test" / "index.csv")
     assert set(index["model"]) == {"trained", "untrained", "relabelled"}
