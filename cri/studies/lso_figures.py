@@ -30,8 +30,9 @@ def _title(key: tuple[str, ...], cases: pd.DataFrame) -> str:
 
 def _legend(fig: Any, handles: list[Any]) -> None:
     """One key for all panels, as wide as the figure allows."""
-    abreast = max(int(fig.get_figwidth() // 1.45), 1)
-    fig.legend(handles=handles, loc="outside lower center", ncols=abreast, handlelength=1.2, columnspacing=1.5)
+    n_rows = -(-len(handles) // max(int(fig.get_figwidth() // 1.45), 1))
+    columns = -(-len(handles) // n_rows)
+    fig.legend(handles=handles, loc="outside lower center", ncols=columns, handlelength=1.2, columnspacing=1.5)
 
 
 def _swatch(color: str, label: str) -> Any:
