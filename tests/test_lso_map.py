@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from cri.errors import CriError
+from cri.studies.lso_figures import draw_prediction
 from cri.studies.lso_map import PRESETS, draw, run
-from cri.studies.lso_tables import case_table, region_table, ring_table, step_table
+from cri.studies.lso_tables import case_table, region_table, ring_table, square_table, step_table
 from cri.tasks import make_task
 from cri.train import load_run, train_run
 
@@ -93,6 +94,34 @@ def test_a_model_that_fails_exactly_on_unseen_steps_is_recognised():
     regions = region_table(hole, [config])
     assert regions["n"].sum() == 10_000
     assert regions["wrong"].sum() == 169
+
+
+def test_seeds_that_fail_in_different_places_are_drawn_apart(tmp_path):
+    """Two planted scratchpad models, one right in the upper half of the square, one in the lower."""
+    from matplotlib.colors import to_rgb
+    from matplotlib.image import imread
+
+    from cri import plots
+    from cri.config import RunConfig
+
+    colors = {"right": plots.RIGHT, "wrong": plots.WRONG}
+
+    config = RunConfig(format="scratchpad")
+    cases = pd.concat(
+        planted(config, lambda task, split, i=i: split.train | ((task.coords[:, 0] < 50) ^ bool(i))).assign(seed=i)
+        for i in (0, 1)
+    )
+    square = square_table(cases)
+    assert square.groupby("seed")["correct"].sum().tolist() == [210, 231]
+    table, steps = case_table(cases, [config]), step_table(cases, [config])
+    assert (table.loc[~table["train"], "accuracy"] == 0.5).all()  # which tells nothing of this
+    drawn = draw_prediction(square, table, steps, {"name": "planted", "size": 0, "half_side": 10}, tmp_path)
+    picture = imread(drawn[0])[:, :, :3]
+    for half, upper in zip(np.array_split(picture, 2, axis=1), ("right", "wrong"), strict=True):
+        where = {name: np.abs(half - to_rgb(color)).max(axis=2) < 0.01 for name, color in colors.items()}
+        height = {name: np.argwhere(mask)[:, 0].mean() for name, mask in where.items()}
+        assert min(height, key=lambda name: height[name]) == upper
+    assert square_table(cases.assign(format="direct")).empty  # no steps, no such table
 
 
 def test_an_empty_choice_is_refused(tmp_path):

@@ -198,5 +198,8 @@ def category_map(
                   colorbar=False)  # fmt: skip
     if legend and present:
         handles = [Patch(color=colors[name], label=f"{name} ({counts[name]})") for name in present]
-        ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, handlelength=1.0)
+        # as far below as the axis' name needs, at any size of the map
+        ax.legend(
+            handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4.2, ncols=2, handlelength=1.0
+        )
     return ax

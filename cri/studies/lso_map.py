@@ -85,7 +85,7 @@ def run(config: LsoMapConfig) -> Path:
     import pandas as pd
 
     from cri.runs import provenance, read_json, write_json, write_text
-    from cri.studies.lso_tables import case_table, region_table, ring_table, run_row, step_table
+    from cri.studies.lso_tables import case_table, region_table, ring_table, run_row, square_table, step_table
     from cri.train import load_predictions, train_runs
 
     configs = list(config.run_configs())
@@ -105,9 +105,12 @@ def run(config: LsoMapConfig) -> Path:
         "rings": ring_table(cases, config.half_side, configs),
         "regions": region_table(cases, configs),
         "steps": step_table(cases, configs),
+        "square": square_table(cases),
     }
     folder = config.record / config.name
     for name, table in tables.items():
+        if table.empty:  # no format of this map writes steps
+            continue
         write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.5g"))
     shape = {"name": config.name, "size": config.size, "half_side": config.half_side}
     write_json(folder / "manifest.json", {**shape, **provenance()})
@@ -136,7 +139,10 @@ def draw(folder: Path, figures: Path) -> list[Path]:
     with style():
         drawn = draw_maps(cases, manifest, figures) + draw_rings(pd.read_csv(folder / "rings.csv"), manifest, figures)
         drawn += draw_failures(cases, manifest, figures)
-        return drawn + draw_prediction(cases, pd.read_csv(folder / "steps.csv"), manifest, figures)
+        if (folder / "square.csv").exists():
+            square, steps = (pd.read_csv(folder / f"{name}.csv") for name in ("square", "steps"))
+            drawn += draw_prediction(square, cases, steps, manifest, figures)
+        return drawn
 
 
 def main() -> None:

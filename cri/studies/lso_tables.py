@@ -50,6 +50,13 @@ def case_table(cases: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFram
     return pd.concat(parts, ignore_index=True)
 
 
+def square_table(cases: pd.DataFrame) -> pd.DataFrame:
+    """Every held-out case of the square by seed, of the formats that write steps: `correct`. Seeds fail in different
+    places, which the averages of `case_table` cannot show."""
+    chosen = cases[(cases["split"] == "square") & ~cases["train"] & (cases["format"] != "direct")]
+    return chosen[[*KEYS, "seed", "id", "row", "col", "correct"]]
+
+
 def _maps(
     cases: pd.DataFrame, configs: Sequence[RunConfig]
 ) -> Iterator[tuple[dict[str, str], pd.DataFrame, Task, Split]]:
