@@ -63,12 +63,13 @@ def test_measured_effects_stand_beside_enrichment_where_the_models_are_alike(stu
     groups = ["near", "same_answer", "same_operand", "same_step"]
     ends = {"low": -1.0, "high": 3.0}
     effects = pd.DataFrame(
-        {**keys, **ends, "target": "prediction", "region": "all", "size": 60, "n_removed": 60.0, "group": groups,
-         "estimate": [2.0, 1.0, 0.0, 0.5]}
+        {**keys, **ends, "target": "prediction", "region": "all", "size": 60, "n_removed": 60.0, "n_tests": 9,
+         "group": groups, "estimate": [2.0, 1.0, 0.0, 0.5]}
     )  # fmt: skip
     doses = pd.DataFrame(
-        {**keys, **ends, "region": "square", "removed": 0.5, "per": 10, "group": groups, "effect": [0.2, 0.1, 0.0, 0.0]}
-    )
+        {**keys, **ends, "region": "square", "removed": 0.5, "per": 10, "n_queries": 49, "group": groups,
+         "effect": [0.2, 0.1, 0.0, 0.0]}
+    )  # fmt: skip
     effects.to_csv(tmp_path / "groups.csv", index=False)
     doses.to_csv(tmp_path / "doses.csv", index=False)
     write_json(tmp_path / "manifest.json", {"models": {"model": "nano", "size": 0, "half_side": 10}})
@@ -85,6 +86,8 @@ def test_measured_effects_stand_beside_enrichment_where_the_models_are_alike(stu
     mine = enrichment[asked].set_index("group")
     assert near.set_index("method").loc["ekfac", "enrichment"] == mine.loc["near", "estimate"]
     assert "removed (60 cases)" in causal_text(table)
+    assert set(table["n"]) == set(enrichment.loc[asked, "n"])
+    assert set(table["n_tests"]) == {9}
 
 
 @pytest.mark.parametrize(

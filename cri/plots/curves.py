@@ -93,7 +93,7 @@ def enrichment_curves(
     sites = list(dict.fromkeys(table["site"]))
     present = [group for group in groups if group in set(table["group"])]
     # the same floor in every panel, so that panels can share their axis
-    floor = 2.0**-4
+    floor, floored = 2.0**-4, False
     for i, group in enumerate(present):
         rows = table[table["group"] == group].set_index("site").reindex(sites)
         x = np.arange(len(sites)) + (i - (len(present) - 1) / 2) * 0.12
@@ -102,12 +102,16 @@ def enrichment_curves(
         shown = np.maximum(y, floor)
         bars = np.stack([shown - np.clip(low, floor, shown), np.maximum(high, shown) - shown])
         color = GROUP_COLORS[group]
+        zero = y < floor
         ax.errorbar(
             x, shown, yerr=bars, color=color, marker="o", markersize=3.5, capsize=0, elinewidth=1.2,
             linestyle="-" if connect else "none", linewidth=0.8, label=group.replace("_", " "),
+            markevery=np.flatnonzero(~zero).tolist(),
         )  # fmt: skip
-        zero = y < floor
         ax.scatter(x[zero], shown[zero], marker="v", s=24, color=color, zorder=3)
+        floored |= bool(zero.any())
+    if floored:  # whatever their group
+        ax.errorbar([], [], fmt="v", markersize=5, color="0.4", label="at most 1/16")
     ax.axhline(1.0, color="0.5", linewidth=0.8, linestyle=":")
     ax.set_yscale("log", base=2)
     _name_sites(ax, sites)

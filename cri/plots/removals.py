@@ -289,32 +289,24 @@ def sliding_map(
     return ax
 
 
-def group_points(
-    table: pd.DataFrame, value: str, ax: Axes | None = None, *, reference: float = 0.0, log: bool = False
-) -> Axes:
-    """One number for each group of training cases, with its interval.
+def group_points(table: pd.DataFrame, value: str, ax: Axes | None = None) -> Axes:
+    """One effect for each group of training cases, with its interval.
 
     Args:
         table: one row a group: `group`, `value`, `{value}_low`, `{value}_high`.
         value: the column to draw.
-        reference: where a line is drawn: no effect, the base rate.
-        log: draw on a log2 scale; numbers below 1/16 are drawn there.
     """
     require_columns(table, ("group", value, f"{value}_low", f"{value}_high"))
     ax = new_axes(ax)
     groups = [g for g in GROUP_COLORS if g in set(table["group"])]
-    rows = table.set_index("group").reindex(groups).reset_index()
-    columns = [value, f"{value}_low", f"{value}_high"]
-    if log:
-        rows[columns] = rows[columns].clip(lower=2.0**-4)
-        ax.set_yscale("log", base=2)
-    for i in range(len(rows)):
-        one = rows.iloc[[i]]
+    rows = table.set_index("group").reindex(groups)
+    for i, group in enumerate(groups):
+        one = rows.loc[[group]]
         ax.errorbar(
-            i, one[value], yerr=_whiskers(one, value, *columns[1:]), color=GROUP_COLORS[groups[i]], marker="o",
-            markersize=4, elinewidth=1.2, linestyle="none",
+            i, one[value], yerr=_whiskers(one, value, f"{value}_low", f"{value}_high"), color=GROUP_COLORS[group],
+            marker="o", markersize=4, elinewidth=1.2, linestyle="none",
         )  # fmt: skip
-    ax.axhline(reference, color="0.5", linewidth=0.8, linestyle=":")
+    ax.axhline(0, color="0.5", linewidth=0.8, linestyle=":")
     ax.set_xticks(range(len(groups)), [g.replace("_", " ") for g in groups], rotation=40, ha="right")
     ax.set_xlim(-0.5, len(groups) - 0.5)
     return ax

@@ -20,6 +20,7 @@ METHODS = {
     "ekfac": "EK-FAC",
 }
 PARAMETER_METHODS = ("grad_dot", "grad_cos", "ekfac")
+PARAMETERS = "all parameters"
 BASELINES = ("same_answer", "shared_operand", "nearest_operands", "shared_step", "bm25")
 
 
@@ -83,8 +84,8 @@ def _enrichment(table: pd.DataFrame) -> Any:
         for ax in axes[i, len(panels) :]:
             ax.set_visible(False)
         axes[i, 0].set_ylabel(f"{title} (n = {part['n'].max()})\nenrichment in top-k")
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, names, loc="outside lower center", ncols=4)
+    handles = {name: h for ax in axes.flat for h, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    fig.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles))
     return fig
 
 
@@ -142,30 +143,39 @@ def _umap(table: pd.DataFrame) -> Any:
     return fig
 
 
-def _causal(table: pd.DataFrame) -> Any:
-    """What removing each group does, what its cases are worth, and how far three methods enrich it."""
-    last = [site for site in table["site"].unique() if "resid_post" in site][-1]
+def _causal(table: pd.DataFrame, k: int) -> Any:
+    """What removing each group does, what its cases are worth, and how far three methods enrich it. The three ask
+    different cases about different answers, and each panel says which."""
     groups = table.drop_duplicates("group")
-    fig, axes = plots.figure(1, 5, (1.75, 2.3))
-    shown = [
-        (
-            groups,
-            "effect",
-            f"measured: removal of\n{groups['n_removed'].mean():.0f} cases",
-            "drop of log-odds beyond random",
-        ),
-        (groups, "worth", f"measured: {groups['per'].iloc[0]:.0f} cases more\n(random subsets)", "gain of log-odds"),
-    ]
-    chosen = (("cosine", last), ("grad_cos", None), ("ekfac", None))
-    for method, site in chosen:
-        part = table[(table["method"] == method) & ((table["site"] == site) | (site is None))]
-        where = f", {short_site(site)}" if site else ""
-        renamed = part.rename(columns={"low": "enrichment_low", "high": "enrichment_high"})
-        shown.append((renamed, "enrichment", f"{METHODS[method]}{where}", "enrichment in top-k"))
-    for ax, (part, value, title, label) in zip(axes[0], shown, strict=True):
-        group_points(part, value, ax, reference=1.0 if value == "enrichment" else 0.0, log=value == "enrichment")
-        ax.set_title(title)
-        ax.set_ylabel(label)
+    first = table.iloc[0]
+    fig, axes = plots.figure(1, 3, (2.6, 2.7), width_ratios=(1, 1, 1.4))
+    removal, worth, enrichment = axes[0]
+    group_points(groups, "effect", removal)
+    removal.set_title(
+        f"measured: {groups['n_removed'].mean():.0f} cases removed\n"
+        f"{first['n_tests']} cases in and outside the square,\nthe model's own answer"
+    )
+    removal.set_ylabel("drop of log-odds beyond random")
+    group_points(groups, "worth", worth)
+    worth.set_title(
+        f"measured: {first['per']:.0f} cases more\n{first['n_queries']} cases of the square,\nthe right answer"
+    )
+    worth.set_ylabel("gain of log-odds")
+    last = [site for site in table["site"].unique() if "resid_post" in site][-1]
+    names = {("cosine", last): f"cosine, {short_site(last)}"} | {
+        (m, PARAMETERS): METHODS[m] for m in ("grad_cos", "ekfac")
+    }
+    part = pd.concat(
+        [_select(table, {"method": m, "site": site}).assign(site=name) for (m, site), name in names.items()]
+    )
+    plots.enrichment_curves(part.rename(columns={"enrichment": "estimate"}), enrichment, connect=False, legend=False)
+    enrichment.set_title(
+        f"foretold: enrichment in the {k} best\n{first['n'] // first['n_runs']} cases of the square × "
+        f"{first['n_runs']} models,\nthe model's own answer"
+    )
+    enrichment.set_ylabel("enrichment (1 = base rate)")
+    handles, labels = enrichment.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return fig
 
 
@@ -184,5 +194,5 @@ def draw(tables: Path, figures: Path) -> list[Path]:
             "umap": _umap(t["embedding"]),
         }
         if "causal" in t:
-            drawn["causal"] = _causal(t["causal"])
+            drawn["causal"] = _causal(t["causal"], manifest["identity"]["options"]["k"])
         return [path for name, fig in drawn.items() for path in plots.save_figure(fig, figures / f"{prefix}_{name}")]

@@ -317,11 +317,12 @@ def causal(enrichment: pd.DataFrame, removal: Path, config: NeighborAttribution)
     """For each group of training cases, how far every method enriches it beside what retraining without it does.
 
     Returns:
-        One row a method, site and group: `enrichment`, `low`, `high` of the square model; `effect`, `effect_low`,
-        `effect_high`, the drop of the log-odds when cases of the group are removed (`n_removed` on average; beyond
-        random removal, over all test cases of the square split) and `worth`, `worth_low`, `worth_high`, the effect
-        of `per` training cases more of the group on the square's right answers, from random subsets. None where
-        `removal` holds no tables of models like these.
+        One row a method, site and group: `enrichment`, `low`, `high` of the square model (`n` cases, the same ones
+        asked of `n_runs`); `effect`, `effect_low`, `effect_high`, the drop of the log-odds when cases of the group are
+        removed (`n_removed` on average; beyond random removal, over the `n_tests` test cases of the square split) and
+        `worth`, `worth_low`, `worth_high`, the effect of `per` training cases more of the group on the right answers
+        of the square's `n_queries` cases, from random subsets. None where `removal` holds no tables of models like
+        these.
     """
     shape = {"model": config.model, "size": config.size, "half_side": config.half_side}
     if not (removal / "manifest.json").exists() or read_json(removal / "manifest.json")["models"] != shape:
@@ -342,12 +343,14 @@ def causal(enrichment: pd.DataFrame, removal: Path, config: NeighborAttribution)
     # the size at which all groups could be removed
     effects = effects[effects["size"] == effects["size"].min()]
     ends = {"low": "effect_low", "high": "effect_high"}
-    effects = effects.rename(columns={"estimate": "effect", **ends})[["group", "effect", *ends.values(), "n_removed"]]
+    effects = effects.rename(columns={"estimate": "effect", **ends})
+    effects = effects[["group", "effect", *ends.values(), "n_removed", "n_tests"]]
     doses = doses[doses["removed"] == doses["removed"].max()]
     ends = {"low": "worth_low", "high": "worth_high"}
-    doses = doses.rename(columns={"effect": "worth", **ends})[["group", "worth", *ends.values(), "per"]]
+    doses = doses.rename(columns={"effect": "worth", **ends})[["group", "worth", *ends.values(), "per", "n_queries"]]
     mine = enrichment[(enrichment["model"] == "square") & (enrichment["set"] == "full")]
-    mine = mine.rename(columns={"estimate": "enrichment"})[["method", "site", "group", "enrichment", "low", "high"]]
+    mine = mine.rename(columns={"estimate": "enrichment"})
+    mine = mine[["method", "site", "group", "enrichment", "low", "high", "n", "n_runs"]]
     return mine.merge(effects, on="group").merge(doses, on="group")
 
 
