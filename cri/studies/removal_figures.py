@@ -161,12 +161,12 @@ def draw(tables: Path, figures: Path) -> list[Path]:
         if "dose_index" in t:
             drawn["dose_index"] = _dose_index(t["dose_index"])
         if "doses_matched" in t:
-            halves = t["doses_matched"][
-                (t["doses_matched"]["removed"] == 0.5) & ~t["doses_matched"]["task"].isin(PLANTED)
-            ]
-            halves = halves.assign(family=[family_title(row) for row in halves.to_dict("records")])
-            main = halves["family"] == halves["family"].iloc[0]
-            for name, part in (("worth", halves[main]), ("worth_others", halves[~main])):
+            halves = t["doses_matched"][t["doses_matched"]["removed"] == 0.5]
+            rows = [row for row in halves.to_dict("records") if row["task"] not in PLANTED]
+            worth = pd.DataFrame([{**row, "family": family_title(row)} for row in sorted(rows, key=family_order)])
+            # both tokenizers of the direct format together: what one hides from the model the other shows
+            main = (worth["task"] == "addition") & (worth["format"] == "direct")
+            for name, part in (("worth", worth[main]), ("worth_others", worth[~main])):
                 if len(part):
                     drawn[name] = _worth(part)
         # addition beside its calibration, the other tasks apart: one row of panels holds no more
