@@ -79,6 +79,15 @@ SLIDING = pd.DataFrame(
      "train_accuracy": [0.99, 0.5, 0.95]}
 )  # fmt: skip
 POINTS = pd.DataFrame({"group": ["near", "same_step"], "effect": [1.0, 0.1], "effect_low": 0.0, "effect_high": 2.0})
+FOLLOW = pd.DataFrame(
+    [
+        {"kind": kind, "region": region, "model": model, "follows": f, "low": max(f - 0.1, 0), "high": f + 0.1,
+         "chance": 0.02, "n": 40}
+        for kind, rate in (("carry", 0.2), ("all", 0.4))
+        for region in ("inside", "outside")
+        for model, f in (("trained", rate + 0.1 * (region == "outside")), ("shuffled", 0.01))
+    ]
+)  # fmt: skip
 PLOTS: dict[str, Callable[..., Any]] = {
     "removal_effects": lambda ax=None: removals.removal_effects(EFFECTS, ax),
     "index_strip": lambda ax=None: removals.index_strip(INDEX, INDEX, ax),
@@ -92,6 +101,7 @@ PLOTS: dict[str, Callable[..., Any]] = {
     "score_map": lambda ax=None: plots.score_map(
         cases(s=np.where(ROWS == 3, np.nan, COLS), top=ROWS == 1), "s", ax, test_case=(6, 6), top="top"
     ),
+    "follow_bars": lambda ax=None: plots.follow_bars(FOLLOW, ax),
     "embedding_map": lambda ax=None: plots.embedding_map(EMBEDDING, ax),
     "ring_accuracy": lambda ax=None: plots.ring_accuracy(RINGS, ax),
     "enrichment_curves": lambda ax=None: plots.enrichment_curves(ENRICHMENT, ax),
@@ -130,6 +140,28 @@ def test_map_lays_rows_down_and_columns_right_with_the_square_framed() -> None:
     # cells 4..8 by 3..7, whole
     assert (frame.get_x(), frame.get_y(), frame.get_width(), frame.get_height()) == (2.5, 3.5, 5, 5)  # pyright: ignore
     assert (ax.get_ylabel(), ax.get_xlabel()) == ("a", "b")
+
+
+def test_scores_around_zero_are_coloured_around_zero_and_shown_in_a_window() -> None:
+    _, axes = plots.figure()
+    scores = np.where(ROWS < 6, 1.0, -4.0)
+    ax = plots.score_map(cases(s=scores, top=ROWS == 1), "s", axes[0, 0], test_case=(6, 2), top="top", window=3)
+    assert ax.images[0].get_clim() == (-4, 4)
+    assert ax.get_xlim() == (-0.5, 5.5)  # the grid ends before the window
+    assert ax.get_ylim() == (9.5, 2.5)
+    rings = next(c for c in ax.collections if len(c.get_offsets()) == N)
+    assert set(np.asarray(rings.get_offsets())[:, 1]) == {1.0}
+
+
+def test_follow_bars_pair_regions_and_name_their_edits() -> None:
+    _, axes = plots.figure()
+    ax = plots.follow_bars(FOLLOW, axes[0, 0])
+    # the whole first, whatever the table's order
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["40 | 40\nall", "40 | 40\ncarry"]
+    assert [bar.get_height() for bar in ax.patches] == pytest.approx([0.4, 0.2, 0.5, 0.3])  # pyright: ignore
+    names = [t.get_text() for t in ax.get_legend().get_texts()]  # pyright: ignore[reportOptionalMemberAccess]
+    assert sorted(names) == ["chance", "inside", "outside", "shuffled"]
+    assert {line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == ":"} == {0.02}  # pyright: ignore
 
 
 def test_grid_without_some_cases_is_grey_there() -> None:

@@ -15,7 +15,7 @@ from cri.cli import run_command
 from cri.config import RunConfig
 from cri.errors import CriError
 from cri.runs import write_json
-from cri.studies import rule_steps, rule_steps_measures, rule_steps_tables
+from cri.studies import rule_steps, rule_steps_figures, rule_steps_measures, rule_steps_tables
 from cri.studies.rule_steps import PRESETS, RuleSteps, Subject, check_formats, run
 from cri.train import load_run
 
@@ -70,6 +70,19 @@ def test_follow_table_counts_own_edits_of_trained_models_and_all_of_controls():
     assert control["wilson_low"] - 1e-9 <= control["chance"] <= control["wilson_high"]
     parts = table[(table["model"] == "trained") & (table["kind"] == "carry")].set_index("seen")["n"]
     assert parts["seen"] + parts["unseen"] == parts["all"] == 60
+
+
+def test_bars_have_the_interval_of_the_verdict():
+    edits = pd.concat(
+        [edits_table(80, 0.4), edits_table(80, 0.0, "shuffled", "shuffled_scratchpad")], ignore_index=True
+    )
+    follow = rule_steps_tables.follow_table(rule_steps_tables.with_chance(edits), n_boot=100)
+    verdict = rule_steps_tables.verdict_table(follow, None).iloc[0]
+    drawn = rule_steps_figures.bounded(follow).query("kind == 'all' and seen == 'all'").set_index("model")
+    assert drawn.loc["trained", ["low", "high"]].tolist() == pytest.approx(verdict[["low", "high"]].tolist())
+    # a control that follows nothing is still uncertain, which its bootstrap does not say
+    assert drawn.loc["shuffled", "follows_high"] == 0
+    assert drawn.loc["shuffled", "high"] > 0.01
 
 
 @pytest.mark.parametrize(

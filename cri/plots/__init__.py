@@ -8,7 +8,6 @@ colour and a format the same marker in every figure.
 from cri.plots.curves import distance_correctness, enrichment_curves, matched_curves, ring_accuracy
 from cri.plots.maps import accuracy_map, category_map, embedding_map, frame_square, grid_map, score_map
 from cri.plots.steps import (
-    OUTCOME_COLORS,
     agreement_map,
     component_bars,
     effect_map,
@@ -18,6 +17,7 @@ from cri.plots.steps import (
     rule_edit_bars,
 )
 from cri.plots.style import (
+    BEST,
     ERROR_COLORS,
     FORMAT_MARKERS,
     FRAME,
@@ -25,6 +25,7 @@ from cri.plots.style import (
     MISSING,
     MODEL_COLORS,
     RIGHT,
+    SIGNED,
     SPLIT_LINES,
     TASK_COLORS,
     WRONG,
@@ -34,14 +35,15 @@ from cri.plots.style import (
 )
 
 __all__ = [
+    "BEST",
     "ERROR_COLORS",
     "FORMAT_MARKERS",
     "FRAME",
     "GROUP_COLORS",
     "MISSING",
     "MODEL_COLORS",
-    "OUTCOME_COLORS",
     "RIGHT",
+    "SIGNED",
     "SPLIT_LINES",
     "TASK_COLORS",
     "WRONG",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cri.plots.style import BLANK, FRAME, MISSING, RIGHT, WRONG, new_axes, require_columns
+from cri.plots.style import BEST, BLANK, FRAME, MISSING, RIGHT, SIGNED, WRONG, new_axes, require_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,6 +104,7 @@ def score_map(
     squares: Sequence[Square] = (),
     axis_names: tuple[str, str] = ("a", "b"),
     top: str | None = None,
+    window: int | None = None,
     label: str = "",
     colorbar: bool = True,
 ) -> Axes:
@@ -112,23 +113,31 @@ def score_map(
     Args:
         table: one row a case with `row`, `col` and the score `value` (NaN for held-out cases).
         test_case: grid coordinates (row, column) of the test case.
-        top: a boolean column marking the k best training cases, drawn as small rings.
+        top: a boolean column marking the k best training cases, drawn as rings.
+        window: show only the cells at most so many rows and columns away from the test case.
 
-    The colour scale spans the table's 1st to 99.9th percentile, so that one extreme score does not hide
-    the rest.
+    The colour scale is centred on 0, since these scores have a sign, and ends at the 99.9th percentile of their
+    size over the whole table, so that one extreme score does not hide the rest.
     """
-    scores = table[value].to_numpy(dtype=float)
-    low, high = np.nanpercentile(scores, [1, 99.9])
+    from matplotlib import patheffects
+
+    limit = float(np.nanpercentile(np.abs(table[value].to_numpy(dtype=float)), 99.9))
     ax = grid_map(
-        table, value, ax, squares=squares, axis_names=axis_names, limits=(float(low), float(high)), label=label,
+        table, value, ax, squares=squares, axis_names=axis_names, limits=(-limit, limit), label=label, cmap=SIGNED,
         colorbar=colorbar,
     )  # fmt: skip
     if top is not None:
         best = table[table[top].astype(bool)]
-        ax.scatter(best["col"], best["row"], s=9, facecolors="none", edgecolors=FRAME, linewidths=0.7)
-    ax.scatter(
-        test_case[1], test_case[0], marker="*", s=60, color="white", edgecolors="black", linewidths=0.7, zorder=3
-    )
+        rim = [patheffects.withStroke(linewidth=2.6, foreground="white")]
+        ax.scatter(
+            best["col"], best["row"], s=25, facecolors="none", edgecolors=BEST, linewidths=1.2, path_effects=rim,
+            zorder=3,
+        )  # fmt: skip
+    row, col = test_case
+    ax.scatter(col, row, marker="*", s=90, color="white", edgecolors="black", linewidths=0.8, zorder=4)
+    if window is not None:
+        ax.set_xlim(max(col - window, 0) - 0.5, min(col + window, table["col"].max()) + 0.5)
+        ax.set_ylim(min(row + window, table["row"].max()) + 0.5, max(row - window, 0) - 0.5)
     return ax
 
 

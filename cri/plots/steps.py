@@ -14,8 +14,18 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+PAIR_COLORS = ("#4477AA", "#C9D8EA")
+CONTROLS = {"shuffled": ("D", "#CC3311"), "untrained": ("x", "black")}
+"""Markers of the models that cannot follow an edit but by chance."""
+EDIT_KINDS = {
+    "all": "all",
+    "digit": "digit",
+    "carry": "carry",
+    "answer": "answer\nso far",
+    "operands": "operands\nleft",
+    "decision": "decision",
+}
 # Paul Tol's bright palette; not the tasks' nor the groups' colours
-OUTCOME_COLORS = {"trained": "#4477AA", "shuffled": "#CCBB44", "untrained": "#BBBBBB"}
 READ_COLORS = {"question": "#4477AA", "rule": "#AA3377", "previous": "#EE6677", "older": "#228833", "own": "#CCBB44"}
 _COMPONENTS = {"resid_pre": "residual in", "attn_out": "attention", "mlp_out": "MLP", "resid_post": "residual"}
 
@@ -71,41 +81,63 @@ def effect_map(
     return ax
 
 
-def follow_bars(
-    table: pd.DataFrame,
-    ax: Axes | None = None,
-    *,
-    kinds: Sequence[str] = ("digit", "carry", "answer", "operands", "decision"),
-    legend: bool = True,
-) -> Axes:
-    """Share of edits that the model follows, by kind of element and model, with intervals; chance as a dash.
+def follow_bars(table: pd.DataFrame, ax: Axes | None = None, *, by: str = "region", legend: bool = True) -> Axes:
+    """Share of edits that the model follows, a pair of bars for each kind of edited element, with intervals.
+
+    The controls are markers before their bar; a dotted line is the largest chance of any bar. Under each pair stand
+    its numbers of edits.
 
     Args:
-        table: `kind`, `model` (trained, shuffled, untrained), `follows`, `wilson_low`, `wilson_high`,
-            `chance`, `n`, one row each.
+        table: `kind`, `model` (trained, shuffled, untrained), `by`, `follows`, `low`, `high`, `chance`, `n`, one row
+            each.
+        by: the column whose two values make a pair, the first one to the left.
     """
-    require_columns(table, ("kind", "model", "follows", "wilson_low", "wilson_high", "chance", "n"))
+    require_columns(table, ("kind", "model", by, "follows", "low", "high", "chance", "n"))
     ax = new_axes(ax)
-    shown = [kind for kind in kinds if kind in set(table["kind"])]
-    models = [m for m in OUTCOME_COLORS if m in set(table["model"])]
-    width = 0.8 / max(len(models), 1)
-    for i, model in enumerate(models):
-        rows = table[table["model"] == model].set_index("kind").reindex(shown)
-        x = np.arange(len(shown)) + (i - (len(models) - 1) / 2) * width
-        y = rows["follows"].to_numpy(dtype=float)
-        spread = np.stack([y - rows["wilson_low"].to_numpy(dtype=float), rows["wilson_high"].to_numpy(dtype=float) - y])
-        size = rows["n"].max()
+    trained = table[table["model"] == "trained"]
+    kinds = [kind for kind in EDIT_KINDS if kind in set(trained["kind"])]
+    values, width = list(dict.fromkeys(trained[by])), 0.4
+    # the whole stands apart from its parts
+    x = np.array([0.0 if kind == "all" else i + 0.3 * ("all" in kinds) for i, kind in enumerate(kinds)])
+    sizes = []
+    for i, value in enumerate(values):
+        here = table[table[by] == value].set_index(["model", "kind"])
+        rows = here.reindex([("trained", kind) for kind in kinds])
+        place = x + (i - (len(values) - 1) / 2) * width
         ax.bar(
-            x, y, width * 0.92, color=OUTCOME_COLORS[model], label=f"{model} (n ≤ {0 if np.isnan(size) else size:.0f})"
-        )
-        ax.errorbar(x, y, yerr=np.maximum(spread, 0), fmt="none", ecolor="0.25", elinewidth=0.8, capsize=1.5)
-        ax.hlines(rows["chance"], x - width * 0.46, x + width * 0.46, color="black", linewidth=0.9, linestyle=":")
-    ax.set_xticks(range(len(shown)), shown)
-    ax.set_ylim(0, 1.02)
+            place, rows["follows"], width * 0.94, color=PAIR_COLORS[i], edgecolor=PAIR_COLORS[0], linewidth=0.6,
+            label=value,
+        )  # fmt: skip
+        ax.errorbar(place, rows["follows"], yerr=_whiskers(rows), fmt="none", ecolor="0.15", elinewidth=0.9, capsize=2)
+        for at, top, rate in zip(place, rows["high"], rows["follows"], strict=True):
+            ax.text(at, top + 0.015, "" if np.isnan(rate) else f"{rate:.2f}", ha="center", va="bottom", fontsize=6)
+        sizes.append(["–" if np.isnan(n) else f"{n:,.0f}" for n in rows["n"]])
+        for (model, (marker, color)), beside in zip(CONTROLS.items(), (-0.2 * width, 0.2 * width), strict=True):
+            rows = here.reindex([(model, kind) for kind in kinds])
+            if rows["follows"].notna().any():
+                ax.errorbar(
+                    place + beside, rows["follows"], yerr=_whiskers(rows), fmt=marker, color=color, markersize=3,
+                    elinewidth=0.9, label=model if i == 0 else None, zorder=3,
+                )  # fmt: skip
+    ax.axhline(trained["chance"].max(), color="0.3", linewidth=0.9, linestyle=":", label="chance", zorder=2)
+    ax.set_xticks(
+        x, [f"{' | '.join(n)}\n{EDIT_KINDS[k]}" for n, k in zip(zip(*sizes, strict=True), kinds, strict=True)]
+    )
+    ax.tick_params(axis="x", length=0)
+    ax.set_ylim(0, 1.05)
+    ax.set_yticks(np.arange(0, 1.1, 0.25))
+    for markers in ax.containers:  # markers at 0 are not cut by the axis
+        for part in markers.get_children():
+            part.set_clip_on(False)
     ax.set_ylabel("edits followed")
     if legend:
         ax.legend(loc="best", handlelength=1.2)
     return ax
+
+
+def _whiskers(rows: pd.DataFrame) -> np.ndarray:
+    ends = np.stack([rows["follows"] - rows["low"], rows["high"] - rows["follows"]])
+    return np.maximum(ends, 0)
 
 
 def knockout_bars(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool = True) -> Axes:

@@ -36,6 +36,10 @@ GROUP_COLORS = {
 MODEL_COLORS = {"square": "#000000", "random": "#0077BB", "untrained": "#999999"}
 RIGHT, WRONG = "#0072B2", "#D55E00"
 FRAME = "#FF3B30"
+BEST = "#E000D0"
+"""Rings around the best training cases: on neither side of `SIGNED`, nor the colour of frames."""
+SIGNED = "BrBG"
+"""Colour map of scores around 0."""
 MISSING = "#E6E6E6"
 BLANK = "#FAFAFA"
 ERROR_COLORS = {

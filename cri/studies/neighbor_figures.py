@@ -22,6 +22,8 @@ METHODS = {
 PARAMETER_METHODS = ("grad_dot", "grad_cos", "ekfac")
 PARAMETERS = "all parameters"
 BASELINES = ("same_answer", "shared_operand", "nearest_operands", "shared_step", "bm25")
+_WINDOW = 25
+"""Cells shown on each side of an example's case."""
 
 
 def short_site(site: str) -> str:
@@ -46,24 +48,53 @@ def _columns(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return panels
 
 
-def _maps(tables: dict[str, pd.DataFrame], squares: list[tuple[int, int, int]], axis_names: tuple[str, str]) -> Any:
+def _maps(tables: dict[str, pd.DataFrame], manifest: dict[str, Any]) -> Any:
+    """Rows: held-out cases of the first seed; columns: methods. Scores of different methods have no common unit, so
+    each map has its own scale, written above it, and one bar says what share of it a colour is."""
+    from matplotlib.cm import ScalarMappable
+
     maps, examples = tables["maps"], tables["examples"]
     methods = list(dict.fromkeys(c.split("|")[1] for c in maps.columns if c.count("|") == 1))
-    fig, axes = plots.figure(len(examples), len(methods), (2.7, 2.1))
+    options, (down, across) = manifest["identity"]["options"], manifest["axis_names"]
+    fig, axes = plots.figure(len(examples), len(methods), (7.4 / len(methods), 2.35))
     for i, case in enumerate(examples.to_dict("records")):
         for j, method in enumerate(methods):
-            name = f"{case['place']}|{method}"
+            name, cell = f"{case['place']}|{method}", (case["row"], case["col"])
             ax = plots.score_map(
-                maps, name, axes[i, j], test_case=(case["row"], case["col"]), squares=squares,
-                axis_names=axis_names, top=f"{name}|top",
+                maps, name, axes[i, j], test_case=cell, squares=[tuple(manifest["square"])], top=f"{name}|top",
+                window=_WINDOW, colorbar=False,
             )  # fmt: skip
-            if i == 0:
-                ax.set_title(f"{METHODS[method]}{', last layer' if method == 'cosine' else ''}")
-        outcome = "right" if str(case["prediction"]) == str(case["answer"]) else f"answer {case['answer']}"
+            named = f"{METHODS[method]}{', last layer' if method == 'cosine' else ''}\n" if i == 0 else ""
+            best = maps.loc[maps[f"{name}|top"].astype(bool), ["row", "col"]]
+            n_out = int(((best - cell).abs().max(axis=1) > _WINDOW).sum())
+            beyond = f", {n_out} ring{'s' * (n_out > 1)} outside" if n_out else ""
+            scale = float(f"{ax.images[0].get_clim()[1]:.2g}")
+            ax.set_title(f"{named}scale ±{scale:g}{beyond}")
+            ax.set_ylabel("")
+            ax.set_xlabel(across if i == len(examples) - 1 else "")
+        outcome = "right" if str(case["prediction"]) == str(case["answer"]) else f"answer: {case['answer']}"
         axes[i, 0].set_ylabel(
-            f"{case['place']} ({case['a']}, {case['b']})\npredicts {case['prediction']} ({outcome})\n\n{axis_names[0]}"
+            f"{case['place']} ({case['a']}, {case['b']})\npredicts {case['prediction']} ({outcome})\n\n{down}"
         )
+    colors = ScalarMappable(cmap=plots.SIGNED)
+    colors.set_clim(-1, 1)
+    bar = fig.colorbar(colors, ax=axes, orientation="horizontal", shrink=0.5, aspect=40, ticks=[-1, 0, 1], pad=0.02)
+    bar.set_label("score, as a share of the map's scale")
+    _maps_key(fig, options["k"])
+    what = f"square split, seed {options['seeds'][0]}: scores of the training cases for one held-out case"
+    fig.suptitle(what, fontsize=8)
     return fig
+
+
+def _maps_key(fig: Any, k: int) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    star = Line2D([], [], marker="*", color="white", markeredgecolor="black", markersize=9, label="the held-out case")
+    ring = Line2D([], [], marker="o", color="none", markeredgecolor=plots.BEST, markersize=5)
+    ring.set_label(f"its {k} best training cases")
+    square = Patch(facecolor=plots.MISSING, edgecolor=plots.FRAME, linewidth=1.3, label="held-out square")
+    fig.legend(handles=[star, ring, square], loc="outside lower center", ncols=3)
 
 
 def _enrichment(table: pd.DataFrame) -> Any:
@@ -182,12 +213,11 @@ def _causal(table: pd.DataFrame, k: int) -> Any:
 def draw(tables: Path, figures: Path) -> list[Path]:
     """Draws every figure of the study from the tables in a folder; returns the files written."""
     manifest = read_json(tables / "manifest.json")
-    squares = [tuple(manifest["square"])]
     t = {p.stem: pd.read_csv(p, keep_default_na=p.stem != "examples") for p in sorted(tables.glob("*.csv"))}
     prefix = f"neighbor_attribution_{tables.name}"
     with plots.style():
         drawn = {
-            "maps": _maps(t, squares, tuple(manifest["axis_names"])),  # pyright: ignore[reportArgumentType]
+            "maps": _maps(t, manifest),
             "enrichment": _enrichment(t["enrichment"]),
             "matched": _matched(t["matched"]),
             "distance": _distance(t["distance"], t["distance_auc"]),

@@ -41,43 +41,85 @@ def _maps(table: pd.DataFrame) -> Iterator[tuple[str, Any]]:
         yield "_".join(map(str, key)), fig  # pyright: ignore[reportGeneralTypeIssues]
 
 
+def bounded(table: pd.DataFrame) -> pd.DataFrame:
+    """With the verdicts' interval: the wider of bootstrap (over seeds and blocks of cases) and Wilson on either side,
+    since a bootstrap of no successes has no width."""
+    ends = {"low": table[["follows_low", "wilson_low"]].min(axis=1)}
+    return table.assign(**ends, high=table[["follows_high", "wilson_high"]].max(axis=1))
+
+
 def _follow(table: pd.DataFrame) -> Any:
-    whole = table[(table["seen"] == "all") & (table["kind"] != "all")]
+    """One panel a subject, scratchpads first."""
+    whole = bounded(table[table["seen"] == "all"])
     trained = whole[whole["format"] != "shuffled_scratchpad"]
-    keys = list(trained.groupby(SUBJECT, sort=False))
-    fig, axes = plots.figure(len(keys), 2, (3.4, 2.1), sharey=True)
-    for row, (key, part) in zip(axes, keys, strict=True):
-        task, fmt, tokenizer = key  # pyright: ignore[reportGeneralTypeIssues]
-        control = whole[
-            (whole["format"] == "shuffled_scratchpad") & (whole["task"] == task) & (whole["tokenizer"] == tokenizer)
-        ]
-        shown = pd.concat([part, control]) if fmt == "scratchpad" else part
-        for ax, region in zip(row, ("inside", "outside"), strict=True):
-            here = shown[shown["region"] == region]
-            plots.follow_bars(here, ax, legend=False)
-            largest = here.groupby("model", sort=False)["n"].max().reindex(plots.OUTCOME_COLORS).dropna().astype(int)
-            ax.set_title(f"{_title(key)}\n{region} the square, n ≤ {', '.join(map(str, largest))}")
-    handles = {}
-    for ax in axes.flat:
-        handles |= {name.split(" (")[0]: h for h, name in zip(*ax.get_legend_handles_labels(), strict=True)}
-    fig.legend(handles.values(), handles, loc="outside lower center", ncols=3)
+    if trained.empty:
+        return None
+    fig, panels = _subjects(trained)
+    for ax, (task, fmt, tokenizer), part in panels:
+        # the control is of the scratchpad
+        owner = (whole["format"] == "shuffled_scratchpad") & (fmt == "scratchpad")
+        control = whole[owner & (whole["task"] == task) & (whole["tokenizer"] == tokenizer)]
+        plots.follow_bars(pd.concat([part, control]), ax, legend=False)
+    names = {
+        "inside": "inside the square",
+        "outside": "outside",
+        "shuffled": "control: trained on another case's trace",
+        "untrained": "control: untrained",
+        "chance": "chance, at most this",
+    }
+    note = "below: edits inside | outside; whiskers: 95 % over seeds and blocks of cases"
+    controls = whole[(whole["model"] != "trained") & (whole["kind"] != "all")]
+    if len(controls):
+        runs = int(controls["n_runs"].max())
+        few, many = controls["n"].min(), controls["n"].max()
+        note += f"; controls: {runs} seed{'s' * (runs > 1)}, {few} to {many} edits a kind"
+    _follow_key(fig, names, note)
     return fig
+
+
+def _subjects(table: pd.DataFrame) -> tuple[Any, list[tuple[Any, tuple[str, str, str], pd.DataFrame]]]:
+    """A figure with two panels a row, one a subject (scratchpads and number tokens first): axes, name and rows."""
+    tasks = list(dict.fromkeys(table["task"]))
+    groups = [(tuple(map(str, key)), part) for key, part in table.groupby(SUBJECT, sort=False)]  # pyright: ignore[reportArgumentType]
+    groups.sort(key=lambda g: (g[0][1] != "scratchpad", tasks.index(g[0][0]), g[0][2] != "number"))
+    columns = min(2, len(groups))
+    n_rows = -(-len(groups) // columns)
+    fig, axes = plots.figure(n_rows, columns, (7.4 / columns, 2.2 + 0.6 / n_rows), sharey=True)
+    for ax in list(axes.flat)[len(groups) :]:
+        ax.set_visible(False)
+    panels = []
+    for ax, (key, part) in zip(axes.flat, groups, strict=False):
+        n = int(part["n_runs"].max())
+        ax.set_title(f"{_title(key)} tokens ({n} seed{'s' * (n > 1)})")
+        panels.append((ax, key, part))
+    return fig, panels
+
+
+def _follow_key(fig: Any, names: dict[str, str], note: str) -> None:
+    """One key below all panels, in the order of `names`, with a note on what has no colour."""
+    handles = {}
+    for ax in fig.axes:
+        handles |= {name: handle for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    shown = [name for name in names if name in handles]
+    fig.legend([handles[n] for n in shown], [names[n] for n in shown], loc="outside lower center", ncols=3,
+               title=note, title_fontsize=7)  # fmt: skip
 
 
 def _seen(table: pd.DataFrame) -> Any:
     part = table[(table["model"] == "trained") & table["seen"].isin(["seen", "unseen"]) & (table["kind"] != "all")]
-    keys = list(part.groupby(SUBJECT, sort=False))
-    if not keys:
+    if part.empty:
         return None
-    fig, axes = plots.figure(len(keys), 2, (3.0, 1.9), sharey=True)
-    for row, (key, rows) in zip(axes, keys, strict=True):
-        for ax, seen in zip(row, ("seen", "unseen"), strict=True):
-            shown = rows[rows["seen"] == seen]
-            # both regions together: weighted by their edits
-            total = shown.groupby("kind", as_index=False).apply(_pooled, include_groups=False)
-            if len(total):
-                plots.follow_bars(total.assign(model="trained"), ax)
-            ax.set_title(f"{_title(key)}\nsteps after the edit {seen} in training")
+    fig, panels = _subjects(part)
+    for ax, _, rows in panels:
+        # both regions together: weighted by their edits
+        total = rows.groupby(["seen", "kind"], as_index=False).apply(_pooled, include_groups=False)
+        plots.follow_bars(total.assign(model="trained"), ax, by="seen", legend=False)
+    names = {
+        "seen": "all steps after the edit are seen in training",
+        "unseen": "some are not",
+        "chance": "chance, at most this",
+    }
+    _follow_key(fig, names, "below: edits seen | unseen; whiskers: 95 %, Wilson, the edits of all seeds pooled")
     return fig
 
 
@@ -88,7 +130,7 @@ def _pooled(rows: pd.DataFrame) -> pd.Series:
     rate = float((rows["follows"] * rows["n"]).sum() / n)
     low, high = wilson(round(rate * n), n)
     chance = float((rows["chance"] * rows["n"]).sum() / n)
-    return pd.Series({"follows": rate, "wilson_low": low, "wilson_high": high, "chance": chance, "n": n})
+    return pd.Series({"follows": rate, "low": low, "high": high, "chance": chance, "n": n})
 
 
 def _panels(
@@ -135,6 +177,8 @@ def draw(tables: Path, figures: Path) -> list[Path]:
             drawn |= {f"map_{name}": fig for name, fig in _maps(t["map"].assign(element=numeric))}
         if "follow" in t:
             drawn["follow"] = _follow(t["follow"])
+            addition = t["follow"][t["follow"]["task"].eq("addition") & ~t["follow"]["format"].eq("rfft")]
+            drawn["follow_summary"] = _follow(addition)
             drawn["seen"] = _seen(t["follow"])
             drawn["agreement"] = _agreement(t["agreement"], facts["squares"])
         if "knockout" in t:
