@@ -67,7 +67,7 @@ def _maps(tables: dict[str, pd.DataFrame], manifest: dict[str, Any]) -> Any:
             named = f"{METHODS[method]}{', last layer' if method == 'cosine' else ''}\n" if i == 0 else ""
             best = maps.loc[maps[f"{name}|top"].astype(bool), ["row", "col"]]
             n_out = int(((best - cell).abs().max(axis=1) > _WINDOW).sum())
-            beyond = f", {n_out} ring{'s' * (n_out > 1)} outside" if n_out else ""
+            beyond = f", {n_out} outside" if n_out else ""
             scale = float(f"{ax.images[0].get_clim()[1]:.2g}")
             ax.set_title(f"{named}scale ±{scale:g}{beyond}")
             ax.set_ylabel("")
