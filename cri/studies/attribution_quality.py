@@ -107,7 +107,8 @@ def run(config: AttributionQuality) -> list[Path]:
         "partial",
     ]
     print(f"\nLinear datamodeling score\n{shown[columns].to_string(index=False, float_format=lambda x: f'{x:.3f}')}")
-    print(f"\nNoise ceiling\n{tables['ceiling'].to_string(index=False, float_format=lambda x: f'{x:.3f}')}")
+    if "ceiling" in tables:  # only where subsets were trained with several seeds
+        print(f"\nNoise ceiling\n{tables['ceiling'].to_string(index=False, float_format=lambda x: f'{x:.3f}')}")
     print("\nTables", folder, "\nFigures", *figures, sep="\n  ")
     return figures
 
