@@ -17,8 +17,8 @@ from cri.studies.retraining_bank import PRESETS
 
 EVERYWHERE, TARGET = "all", "reference"
 MAIN = (
-    "same_answer", "same_answer_by_distance", "nearest_operands", "shared_step", "bm25", "GradDot", "GradCos", "TracIn", "EK-FAC",
-    "EK-FAC, mean over seeds",
+    "same_answer", "same_answer_by_distance", "nearest_operands", "shared_step", "bm25", "GradDot", "GradCos", "TracIn",
+    "EK-FAC", "EK-FAC, mean over seeds",
 )  # fmt: skip
 """What the first figure shows, besides the last layer's cosine and the largest ensemble."""
 _SHORT = {"bm25": "BM25", "same_answer_by_distance": "same answer / distance"}
