@@ -196,7 +196,7 @@ def quality_points(table: pd.DataFrame, ax: Axes | None = None, *, ceilings: Seq
             )  # fmt: skip
     # away from one another: the two lines may lie close
     for ceiling, text, side in zip(
-        ceilings, ("noise ceiling of one: {:.2f}", "mean: {:.2f}"), ("right", "left"), strict=False
+        ceilings, ("ceiling of one: {:.2f}", "mean: {:.2f}"), ("right", "left"), strict=False
     ):
         _mark_ceiling(ax, ceiling, text.format(ceiling), side)
     _name_methods(ax, names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -17,7 +17,7 @@ def family_order(family: Mapping[str, Any]) -> tuple[str, str, bool]:
     return family["task"], family["format"], family["tokenizer"] != "number"
 
 
-def span(values: Any, digits: int = 0) -> str:
-    """`45 to 49` of a column, or the one number there is."""
-    low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
-    return low if low == high else f"{low} to {high}"
+def span(values: Iterable[float]) -> str:
+    """`45 to 49` of a column of whole numbers, or the one there is."""
+    found = sorted(set(values))
+    return f"{found[0]:.0f}" if len(found) == 1 else f"{found[0]:.0f} to {found[-1]:.0f}"

@@ -79,7 +79,7 @@ def _lds(table: pd.DataFrame, ceilings: pd.DataFrame | None, family: str) -> Any
         rows = part[(part["retraining"] == retraining) & part["method"].isin(shown)]
         rows = rows.assign(name=rows["name"].mask(rows["method"] == cosine, "cosine, last layer"))
         quality_bars(rows, ax, ceiling=_ceiling(ceilings, part["subsets"].iloc[0], retraining))
-        what = "mean over retraining seeds" if retraining == "mean over seeds" else "one retraining each"
+        what = "mean over retraining seeds" if retraining == "mean over seeds" else "one retraining each: noise unknown"
         ax.set_title(f"{title}\n{what}", pad=14)
     return _finish(fig, axes, family)
 
