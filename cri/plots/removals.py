@@ -187,13 +187,15 @@ def quality_points(table: pd.DataFrame, ax: Axes | None = None, *, ceilings: Seq
     names = list(dict.fromkeys(table["name"]))
     for i in range(0, len(names), 2):  # bands lead the eye from a name to its marks
         ax.axhspan(i - 0.5, i + 0.5, color=BAND, linewidth=0, zorder=0)
-    for i, (retraining, (label, color, marker)) in enumerate(RETRAININGS.items()):
+    present = [retraining for retraining in RETRAININGS if retraining in set(table["retraining"])]
+    for i, retraining in enumerate(present):
+        label, color, marker = RETRAININGS[retraining]
         rows = table[table["retraining"] == retraining].set_index("name").reindex(names)
-        if rows["lds"].notna().any():
-            ax.errorbar(
-                rows["lds"], np.arange(len(names)) + (i - 1) * 0.25, xerr=_whiskers(rows, "lds", "lds_low", "lds_high"),
-                color=color, marker=marker, markersize=3.5, linestyle="none", elinewidth=1.0, label=label,
-            )  # fmt: skip
+        y = np.arange(len(names)) + (i - (len(present) - 1) / 2) * 0.25
+        ax.errorbar(
+            rows["lds"], y, xerr=_whiskers(rows, "lds", "lds_low", "lds_high"), color=color, marker=marker,
+            markersize=3.5, linestyle="none", elinewidth=1.0, label=label,
+        )  # fmt: skip
     # away from one another: the two lines may lie close
     for ceiling, text, side in zip(
         ceilings, ("ceiling of one: {:.2f}", "mean: {:.2f}"), ("right", "left"), strict=False

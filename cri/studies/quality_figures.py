@@ -87,7 +87,8 @@ def _lds(table: pd.DataFrame, ceilings: pd.DataFrame | None, family: str) -> Any
 def _variants(table: pd.DataFrame, ceilings: pd.DataFrame | None, family: str) -> Any:
     """All methods, and each kind of retraining: one panel a plan."""
     plans = _plans(table)
-    size = (3.6 if len(plans) < 3 else 3.0, 1.2 + 0.25 * table["method"].nunique())
+    row = 0.25 if table["retraining"].nunique() > 1 else 0.17
+    size = (3.6 if len(plans) < 3 else 3.0, 1.2 + row * table["method"].nunique())
     fig, axes = plots.figure(1, len(plans), size, sharex=True, sharey=True)
     for ax, (title, part) in zip(axes[0], plans, strict=True):
         lines = [_ceiling(ceilings, part["subsets"].iloc[0], r) for r in ("fixed seed", "mean over seeds")]
