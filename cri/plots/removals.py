@@ -274,7 +274,7 @@ def sliding_map(
             if trained[i, j] < LEARNT:
                 ax.scatter(j + 0.33, i - 0.33, s=14, marker="x", color=color, linewidths=1.1)
     if (trained < LEARNT).any():  # crosses are black or white, whichever shows: one for the legend
-        ax.scatter([], [], s=14, marker="x", color="black", linewidths=1.1, label=POOR)
+        ax.scatter([], [], s=14, marker="x", color="black", linewidths=1.1, label=f"a model with {POOR}")
     # the task's centre need not be one of the places: between two of them it stands between their cells
     row = np.interp(table["default_row"].iloc[0], grid.index, range(grid.shape[0]))
     col = np.interp(table["default_col"].iloc[0], grid.columns, range(grid.shape[1]))
@@ -286,7 +286,7 @@ def sliding_map(
     ax.set_xlabel(f"centre: {axis_names[1]}")
     if colorbar:
         bar = ax.figure.colorbar(image, ax=ax, fraction=0.046, pad=0.03)
-        bar.set_label("accuracy in the square")
+        bar.set_label("mean accuracy in the square")
         bar.outline.set_linewidth(0.5)
     return ax
 

@@ -168,7 +168,7 @@ def _sliding(table: pd.DataFrame, axis_names: dict[str, list[str]]) -> Any:
         sliding_map(part, ax, axis_names=(row_name, col_name), colorbar=False)
         ax.set_title(f"{family_title(family)}\n{_seeds(part)}")
     bar = fig.colorbar(axes[0, 0].images[0], ax=axes, fraction=0.03, pad=0.02)
-    bar.set_label("accuracy in the square")
+    bar.set_label("mean accuracy in the square")
     bar.outline.set_linewidth(0.5)
     _legend(fig, axes)
     return fig
