@@ -88,9 +88,8 @@ def initial_of(materials: Materials, seed: int) -> Any:
 
 
 def bytes_per_replica(materials: Materials, layout: Layout) -> int:
-    """Device memory that one replica takes in training, estimated from above (1.2 to 2 times the peak that was
-    measured over presets and formats): eight tensors of its parameters, and what the forward pass keeps for the
-    backward pass."""
+    """Device memory that one replica takes in training, estimated from above (tests hold it between the peak and
+    2.2 times that): eight tensors of its parameters, and what the forward pass keeps for the backward pass."""
     config, shape = materials.config.train, materials.model.config
     tokens = config.batch_size * materials.tokens.ids.shape[1]
     targets = config.batch_size * int((materials.tokens.lengths - materials.tokens.prompt_lengths).max())
@@ -186,22 +185,26 @@ def train_what_fits(
     device: torch.device,
     folder: Path,
     start: int,
+    size: int,
     identity: Mapping[str, str],
     checkpoint_seconds: float,
     on_step: Callable[[int, int], Any],
     compiled: bool | None = None,
 ) -> tuple[Result, Path]:
-    """`train_stack` for the first of `replicas`: all, or half as many for as long as memory does not hold them.
+    """`train_stack` for the next of `replicas`: `size` of them, or half as many for as long as memory does not hold
+    them.
 
     Args:
-        materials, replicas, device, identity, checkpoint_seconds, compiled: see `train_stack`.
-        folder: of the checkpoint. One that is there is finished with as many members as it was begun with.
-        start: names the checkpoint: the place of the first of `replicas` among all.
+        materials, device, identity, checkpoint_seconds, compiled: see `train_stack`.
+        replicas: all of them.
+        folder: of the checkpoint. One that is there is finished with as many members as it was begun with, whatever
+            `size` is now.
+        start: the place of the next one among all; names the checkpoint.
         on_step: called with the number of members and the step.
 
     Returns what became of them, and the checkpoint, which the caller removes once that is written.
     """
-    n = begun_with(folder, start) or len(replicas)
+    n = begun_with(folder, start) or min(size, len(replicas) - start)
     while True:
         checkpoint = folder / f"part-{start:05d}-{start + n:05d}-checkpoint.safetensors"
 
@@ -209,7 +212,7 @@ def train_what_fits(
             on_step(n, step)
 
         try:
-            chosen = replicas[:n]
+            chosen = replicas[start : start + n]
             return (
                 train_stack(materials, chosen, device, checkpoint, identity, checkpoint_seconds, report, compiled),
                 checkpoint,

@@ -155,10 +155,11 @@ def _stacked_parts(
         else:
             result, checkpoint = train_what_fits(
                 materials,
-                replicas[start : start + size],
+                replicas,
                 device,
                 folder,
                 start,
+                size,
                 identity,
                 checkpoint_seconds,
                 on_step,

@@ -103,10 +103,11 @@ def _train_group(
 
         result, _ = train_what_fits(
             first,
-            replicas[start : start + size],
+            replicas,
             device,
             group,
             start,
+            size,
             identity,
             checkpoint_seconds,
             on_step,

@@ -140,8 +140,8 @@ class Trainer:
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         cuda = self.device.type == "cuda"
         self._compiled, self._traces = self._ways(compiled)
-        self._flat = self._traces  # whether `_optimized` is one tensor
-        self._optimized = self._flattened() if self._flat else self.parameters
+        # a traced step optimises all parameters as one tensor
+        self._optimized = self._flattened() if self._traces else self.parameters
         self.optimizer = torch.optim.AdamW(
             list(self._optimized.values()),
             lr=torch.tensor(config.lr, device=self.device) if cuda else config.lr,
@@ -308,7 +308,7 @@ class Trainer:
         # by the parameters' names, whether or not they are optimised as one tensor: another device may do otherwise
         sizes = [p.numel() for p in self.parameters.values()]
         for key in _MOMENTS if self.step > 0 else ():
-            if self._flat:
+            if self._traces:
                 parts = self.optimizer.state[self._optimized["flat"]][key].split(sizes)
             else:
                 states = [self.optimizer.state.get(p, {}) for p in self.parameters.values()]
@@ -351,7 +351,7 @@ class Trainer:
                 if f"optimizer.{name}.{key}" not in tensors:
                     raise CorruptRunError(f"run: {path} has no {key} of {name}; remove it to start again")
                 values.append(tensors[f"optimizer.{name}.{key}"].to(self.device))
-        if self._flat:
+        if self._traces:
             moments = {key: [torch.cat([v.flatten() for v in values])] for key, values in moments.items()}
         for p, *values in zip(self._optimized.values(), *moments.values(), strict=True):
             # the step counter lies where fused AdamW wants it: with the parameter

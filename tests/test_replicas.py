@@ -151,6 +151,29 @@ def test_interrupted_stack_resumes_exactly(tmp_path):
         trainer().restore(tmp_path / "c.safetensors", {"members": "b"})
 
 
+def test_a_stack_begun_with_more_members_than_now_fit_is_finished_with_them(tmp_path, monkeypatch):
+    mask = prepare(CONFIG).split.train
+    members = [Replica(seed, mask) for seed in range(3)]
+    options: dict = {"method": "stacked", "device": "cpu", "progress": False}
+    bank = train_replicas(CONFIG, members, tmp_path / "whole", chunk=3, **options)
+    real, saved = StackedTrainer.run, StackedTrainer.save
+
+    def save_and_stop(self, path, identity):
+        saved(self, path, identity)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StackedTrainer, "run", lambda self, until, **logs: real(self, CONFIG.train.steps // 2, **logs))
+        patch.setattr(StackedTrainer, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_replicas(CONFIG, members, tmp_path / "resumed", chunk=3, checkpoint_seconds=0.0, **options)
+    again = train_replicas(CONFIG, members, tmp_path / "resumed", chunk=2, **options)
+    assert (load_bank(again).table["index"] == [0, 1, 2]).all()
+    for k in range(3):
+        for name, value in load_bank(bank).state(k).items():
+            assert torch.equal(load_bank(again).state(k)[name], value)
+
+
 @pytest.mark.parametrize("name", ["gpt2", pytest.param("varied lengths", marks=pytest.mark.slow)])
 def test_stacked_decoding_equals_decoding(name):
     config = SHAPES[name]
