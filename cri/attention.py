@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 SHORT = 32
 """Up to this many positions attention is written out: library kernels work in tiles of 64 or more."""
-Kind = Literal["library", "products", "pairs", "sums"]
-"""`library`: scaled_dot_product_attention. `products`: matrix products and a softmax, for short sequences.
+Kind = Literal["library", "kernels", "products", "pairs", "sums"]
+"""`library`: scaled_dot_product_attention. `kernels`: its GPU kernels by name, for traces: traced without gradients, the
+library keeps nothing for the backward pass. `products`: matrix products and a softmax, for short sequences.
 `pairs`: products of every query with every key, summed by head in one matrix product: the quickest on CPU for a
 few queries. `sums`: broadcast products and sums alone, which a compiler fuses into one kernel."""
 
@@ -52,6 +53,8 @@ def causal_attention(
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    if kind == "kernels" and n_queries == n_keys and query.shape[-1] % 8 == 0:
+        return _kernel(query, key, value, scaling, dropout)
     position = torch.arange(n_keys, device=query.device)
     future = position > position[n_keys - n_queries :, None]
     if kind == "sums":
@@ -63,6 +66,22 @@ def causal_attention(
     scores = torch.matmul(query, key.transpose(-1, -2)).float() * scaling
     weights = F.dropout(scores.masked_fill(future, -torch.inf).softmax(-1), dropout, dropout > 0).to(value.dtype)
     return torch.matmul(weights, value)
+
+
+def _kernel(
+    query: Float[Tensor, "batch head q d"],
+    key: Float[Tensor, "batch head k d"],
+    value: Float[Tensor, "batch head k d"],
+    scaling: float,
+    dropout: float,
+) -> Float[Tensor, "batch head q d"]:
+    """One of the GPU's fused kernels, which return what their backward pass needs whether or not gradients are on."""
+    ops: Any = torch.ops.aten
+    if value.dtype in (torch.bfloat16, torch.float16):
+        return ops._scaled_dot_product_flash_attention(query, key, value, dropout, True, scale=scaling)[0]
+    return ops._scaled_dot_product_efficient_attention(
+        query, key, value, None, True, dropout, True, scale=scaling
+    )[0]  # fmt: skip
 
 
 def _pairs(

@@ -226,8 +226,9 @@ class Trainer:
     def _backward(self, ids: Int[Tensor, "batch pos"], labels: Int[Tensor, "batch pos"], n_targets: Tensor) -> None:
         """Adds the gradient of the summed loss over `n_targets`."""
         cuda = self.device.type == "cuda"
-        # traced without gradients, the library's attention would not keep what its backward pass on a GPU needs
-        kind: Kind = "products" if cuda and (self._traces or ids.shape[1] <= SHORT) else "library"
+        kind: Kind = "library"
+        if cuda:
+            kind = "products" if ids.shape[1] <= SHORT else "kernels" if self._traces else "library"
 
         @contextlib.contextmanager
         def context() -> Iterator[None]:
