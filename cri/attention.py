@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 SHORT = 32
 """Up to this many positions attention is written out: library kernels work in tiles of 64 or more."""
 Kind = Literal["library", "kernels", "products", "pairs", "sums"]
-"""`library`: scaled_dot_product_attention. `kernels`: its GPU kernels by name, for traces: traced without gradients, the
-library keeps nothing for the backward pass. `products`: matrix products and a softmax, for short sequences.
+"""`library`: scaled_dot_product_attention. `kernels`: its GPU kernels by name, for traces: traced without gradients,
+the library keeps nothing for the backward pass. `products`: matrix products and a softmax, for short sequences.
 `pairs`: products of every query with every key, summed by head in one matrix product: the quickest on CPU for a
 few queries. `sums`: broadcast products and sums alone, which a compiler fuses into one kernel."""
 

@@ -41,6 +41,8 @@ class RetrainingBank:
     """Cases a step; 0 is the recipe's."""
     lr: float = 0
     """Learning rate; 0 is the recipe's."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Of training; queries are always scored in fp32."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the base models and of the removals; the first is explained by the random subsets."""
     n_subsets: int = 100
@@ -99,7 +101,9 @@ class RetrainingBank:
             # modular addition: one period, as on the paper's grid
             modulus = {"modulus": self.size} if task == "mod_addition" else {}
             config = config.replace(task_params={"size": self.size, **modulus})
-        changes = {"steps": self.steps, "batch_size": self.batch_size, "lr": self.lr}
+        changes = {
+            "steps": self.steps, "batch_size": self.batch_size, "lr": self.lr, "precision": self.precision,
+        }  # fmt: skip
         return config.replace(**{key: value for key, value in changes.items() if value})
 
     @property
@@ -184,18 +188,19 @@ PRESETS = {
             *_plans({_NUMBER: ("near-sizes", "sliding", "top-k", "subsets-random-50")}),
             *_plans({_DIGIT: ("subsets-50", "sliding")}),
         ),
-        name="gpu",
+        name="gpu", precision="tf32",
     ),
     "gpu-planted": RetrainingBank(
-        plans=_PLANTED, n_new_seeds=0, n_tests=6, removal_sizes=(200,), removed=("near", "same_step"), name="gpu"
+        plans=_PLANTED, n_new_seeds=0, n_tests=6, removal_sizes=(200,), removed=("near", "same_step"), name="gpu",
+        precision="tf32",
     ),
     "tasks": RetrainingBank(
         plans=_plans({f"{task}:direct:number": ("base", *_DESIGNED) for task in _TASKS}),
-        n_tests=2, removal_sizes=(200,), n_random_removals=2, name="gpu",
+        n_tests=2, removal_sizes=(200,), n_random_removals=2, name="gpu", precision="tf32",
     ),
     "scratchpad": RetrainingBank(
         plans=_plans({_SCRATCHPAD: ("base", "removals-square", "leave-out")}),
-        n_tests=2, removal_sizes=(200,), n_random_removals=2, leave_out_seeds=(0,), name="gpu",
+        n_tests=2, removal_sizes=(200,), n_random_removals=2, leave_out_seeds=(0,), name="gpu", precision="tf32",
     ),
     "test": RetrainingBank(
         plans=_plans({_NUMBER: ("base", "subsets-50", *_DESIGNED, "sliding")}),
