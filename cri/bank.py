@@ -212,28 +212,27 @@ class AnswerReader:
 
     def __init__(self, task: Task, fmt: Format, tokenizer: PreTrainedTokenizerBase, tokens: TokenTable) -> None:
         self.task, self.format, self.tokenizer = task, fmt, tokenizer
-        self.reference = [
-            tuple(tokens.ids[i, p : n - 1].tolist())
-            for i, (p, n) in enumerate(zip(tokens.prompt_lengths.tolist(), tokens.lengths.tolist(), strict=True))
-        ]
+        starts, ids = tokens.prompt_lengths.numpy(), tokens.ids.numpy()
+        self.lengths = tokens.lengths.numpy() - starts - 1  # without the end of sequence
+        where = starts[:, None] + np.arange(self.lengths.max())
+        self.reference = np.take_along_axis(ids, where.clip(max=ids.shape[1] - 1), axis=1)
+        self.after_end = np.arange(self.lengths.max()) >= self.lengths[:, None]
         self._read: dict[tuple[int, tuple[int, ...]], bool] = {}
 
     def correct(self, decoded: Decoded) -> Bool[np.ndarray, " case"]:
         """Right answers among the completions of the whole grid."""
-        out = np.zeros(len(decoded.ids), dtype=bool)
-        rows, lengths = decoded.ids.tolist(), decoded.lengths.tolist()
-        for case in np.flatnonzero(decoded.finished).tolist():
-            completion = tuple(rows[case][: lengths[case]])
-            if completion == self.reference[case]:
-                out[case] = True
-                continue
+        width = min(decoded.ids.shape[1], self.reference.shape[1])
+        same = (decoded.ids[:, :width] == self.reference[:, :width]) | self.after_end[:, :width]
+        right = decoded.finished & (decoded.lengths == self.lengths) & same.all(axis=1)
+        for case in np.flatnonzero(decoded.finished & ~right).tolist():
+            completion = tuple(decoded.ids[case, : decoded.lengths[case]].tolist())
             key = (case, completion)
             if key not in self._read:
                 a, b = self.task.operands[case]
                 text = self.tokenizer.decode(list(completion))
                 self._read[key] = self.format.read(self.task, a, b, str(text), finished=True).status == "right"
-            out[case] = self._read[key]
-        return out
+            right[case] = self._read[key]
+        return right
 
 
 @dataclass(frozen=True, eq=False)

@@ -254,6 +254,8 @@ class StackedTrainer:
         self.losses = torch.zeros(math.ceil(config.steps / log_every), len(members), device=self.device)
         self.chunk = max(1, min(config.steps, (64 << 20) // (4 * len(members) * self.batch)))
         self.rows = torch.zeros(self.chunk, len(members), self.batch, dtype=torch.int32, device=self.device)
+        self._chunk_start = -1  # first step of the chunk that `rows` holds
+        self._widths: list[int] = []
         self._update = torch.compile(adamw_, dynamic=False) if compiled else adamw_
         self._graphed = GraphedStep(self._train_step, self.device)
 
@@ -294,14 +296,22 @@ class StackedTrainer:
             adamw_(*moments, *factors)
 
     def _load_rows(self, start: int) -> list[int]:
-        """Puts the batches of the chunk that begins at step `start` on the device; returns their widths."""
+        """Puts the batches of the chunk that begins at step `start` on the device, unless they are there; returns their
+        widths."""
+        if start == self._chunk_start:
+            return self._widths
         stop = min(start + self.chunk, self.config.steps)
         host = np.full((stop - start, *self.rows.shape[1:]), -1, dtype=np.int32)
         for r, stream in enumerate(self.streams):
             host[:, r, : stream.size] = stream.batches(start, stop)
-        widths = np.where(host < 0, 0, self.lengths[host]).max(axis=(1, 2))
         self.rows[: stop - start].copy_(torch.from_numpy(host))
-        return [bucket(int(w), self.ids.shape[1]) for w in widths]
+        longest = self.ids.shape[1]
+        if bucket(int(self.lengths.min()), longest) == longest:  # the only width there is
+            widths = np.full(stop - start, longest)
+        else:
+            widths = np.where(host < 0, 0, self.lengths[host]).max(axis=(1, 2))
+        self._chunk_start, self._widths = start, [bucket(int(w), longest) for w in widths]
+        return self._widths
 
     def run(self, until: int, on_log: Callable[[int], None] | None = None) -> None:
         """Trains up to (not including) step `until`; `on_log` is called with the step, at logged steps."""

@@ -117,6 +117,7 @@ def replicas(config: PerformanceConfig, device: str) -> Iterator[Row]:
     of, n, cuda = 4000, config.replicas, device.startswith("cuda")
     measured = config.replicas_measured
     steps = config.replica_steps
+    precision = "bf16" if cuda else "fp32"
     materials = addition(config)
     rng = np.random.default_rng(0)
 
@@ -128,18 +129,17 @@ def replicas(config: PerformanceConfig, device: str) -> Iterator[Row]:
             out.append(Replica(seed, train))
         return out
 
-    def together(count: int, steps: int, precision: str, compiled: bool | None) -> tuple[float, Any]:
-        train = TrainConfig(steps=steps, precision=precision)  # pyright: ignore[reportArgumentType]
+    def together(count: int, steps: int) -> tuple[float, Any]:
+        train = TrainConfig(steps=steps, precision=precision)
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
             path = train_replicas(
-                materials.config.replace(train=train), some(count), Path(folder), device=device, compiled=compiled,
-                progress=False,
+                materials.config.replace(train=train), some(count), Path(folder), device=device,
+                compiled=True if cuda else None, progress=False,
             )  # fmt: skip
             seconds = time.perf_counter() - started
             return seconds, load_bank(path)
 
-    precision = "bf16" if cuda else "fp32"
     train = TrainConfig(steps=of, precision=precision)
     alone_steps, few = min(of // 2, steps), max(2, min(100, steps // 2))
 
@@ -165,32 +165,28 @@ def replicas(config: PerformanceConfig, device: str) -> Iterator[Row]:
                 f"R = {count}, uncompiled", by_loop, _stacked_step_seconds(materials, count, 200, device),
                 count * alone, "200 steps of all", f"{alone_steps} steps of 1 model", "1 step of all",
             )  # fmt: skip
-    for kind, compiled in [("bf16", True), ("bf16", False)] if cuda else [("fp32", None)]:
-        long = steps if compiled is not False else max(2, steps // 10)
-        short = max(1, long // 10)
-        if long == of and measured == n:
-            seconds, bank = together(n, of, kind, compiled)
-            note = f"train accuracy {bank.table.train_acc.mean():.3f}; decoding of every grid and files included"
-        else:
-            # what every call costs once (processes, files, decoding) falls out of the difference
-            lengths = (long, short)
-            parts = [lambda k=k, kind=kind, c=compiled: together(measured, k, kind, c)[0] for k in lengths]
-            whole, start = quickest(config.repeats, *parts)
-            seconds = n * of * (whole - start) / (long - short) / measured
-            note = f"steps alone: from {measured} models with {long} and with {short} steps"
-        # a machine's speed drifts over minutes: what is alone is measured on both sides of what is together
-        again = quickest(config.repeats, loop, trainer)
-        alone, by_trainer = min(alone, again[0]), min(by_trainer, again[1])
-        opponents = [
-            (by_loop, alone, f"{alone_steps} steps of 1 model"),
-            ("transformers.Trainer, one model after another", by_trainer, f"{few} steps of 1 model"),
-        ]
-        label = f"{kind}{', compiled' if compiled else ''}{'' if cuda else ', a process a core'}"
-        for opponent, single, how in opponents:
-            yield row(
-                f"{n} retrained nano models ({label})", opponent, seconds, n * of * single,
-                f"{long} steps of {measured} models", how, f"{n} models, 4,000 steps", note,
-            )  # fmt: skip
+    if steps == of and measured == n:
+        seconds, bank = together(n, of)
+        note = f"train accuracy {bank.table.train_acc.mean():.3f}; decoding of every grid and files included"
+    else:
+        # what every call costs once (processes, files, decoding) falls out of the difference
+        short = max(1, steps // 10)
+        whole, start = quickest(config.repeats, *[lambda k=k: together(measured, k)[0] for k in (steps, short)])
+        seconds = n * of * (whole - start) / (steps - short) / measured
+        note = f"steps alone: from {measured} models with {steps} and with {short} steps"
+    # a machine's speed drifts over minutes: what is alone is measured on both sides of what is together
+    again = quickest(config.repeats, loop, trainer)
+    alone, by_trainer = min(alone, again[0]), min(by_trainer, again[1])
+    opponents = [
+        (by_loop, alone, f"{alone_steps} steps of 1 model"),
+        ("transformers.Trainer, one model after another", by_trainer, f"{few} steps of 1 model"),
+    ]
+    label = "bf16, compiled" if cuda else "fp32, a process a core"
+    for opponent, single, how in opponents:
+        yield row(
+            f"{n} retrained nano models ({label})", opponent, seconds, n * of * single,
+            f"{steps} steps of {measured} models", how, f"{n} models, 4,000 steps", note,
+        )  # fmt: skip
 
 
 def _stacked_step_seconds(materials: Materials, count: int, steps: int, device: str) -> float:
