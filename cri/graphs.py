@@ -17,6 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+ROUNDING = 0.05
+"""Share of a gradient's norm by which compiled and uncompiled ones may differ: several times what bf16 rounds off."""
+
 
 @contextlib.contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
@@ -47,8 +50,9 @@ def bucket(width: int, longest: int) -> int:
 class Traced:
     """`function` of tensors (and containers of them), traced once for each set of shapes.
 
-    With `compiled`, each trace goes through torch.compile; where that fails, a warning says so and the trace is
-    run as it is. `context` is entered around tracing (autocast, for example: its casts become part of the trace).
+    With `compiled`, each trace goes through torch.compile; where that fails, or gives other values or gradients than
+    the trace itself, a warning says so and the trace is run as it is. `context` is entered around tracing (autocast,
+    for example: its casts become part of the trace).
     """
 
     def __init__(
@@ -60,16 +64,19 @@ class Traced:
         self.function = function
         self.context = context
         self.compiled = compiled
-        self._traces: dict[Hashable, Callable[..., Tensor]] = {}
+        self._traces: dict[Hashable, Callable[..., Tensor]] = {}  # what is called
+        self._graphs: dict[Hashable, Callable[..., Tensor]] = {}  # the same uncompiled
 
     def __call__(self, *args: Any) -> Tensor:
         key = tuple(tuple(a.shape) for a in args if isinstance(a, Tensor))
         new = key not in self._traces
         if new:
-            self._traces[key] = self._trace(*args)
+            graph = self._trace(*args)
+            self._graphs[key] = graph
+            self._traces[key] = torch.compile(graph, dynamic=False) if self.compiled else graph
         try:
             if new and self.compiled:
-                self._try_backward(key, *args)
+                self._check(key, *args)
             return self._traces[key](*args)
         except Exception as error:
             if not self.compiled or isinstance(error, torch.cuda.OutOfMemoryError):
@@ -77,14 +84,29 @@ class Traced:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
         warnings.warn(f"torch.compile failed, going on without: {reason}", stacklevel=2)
         self.compiled = False
-        self._traces.clear()
+        self._traces = dict(self._graphs)
         return self(*args)
 
-    def _try_backward(self, key: Hashable, *args: Any) -> None:
-        """The backward pass is compiled when it is first run: here, where a failure is still caught."""
+    def _check(self, key: Hashable, *args: Any) -> None:
+        """Runs forward and backward pass compiled, where a failure is still caught, and compares them with the trace
+        itself: a compiler may be wrong without a word. Raises `RuntimeError` if they differ by more than rounding."""
         inputs = [a for a in tree_leaves(args) if isinstance(a, Tensor) and a.requires_grad]
-        if inputs and torch.is_grad_enabled():
-            torch.autograd.grad(self._traces[key](*args).sum(), inputs, allow_unused=True)
+
+        def values(function: Callable[..., Tensor]) -> list[Tensor]:
+            out = function(*args)
+            if not (inputs and torch.is_grad_enabled()):
+                return [out.detach()]
+            return [out.detach(), *torch.autograd.grad(out.sum(), inputs, allow_unused=True, materialize_grads=True)]
+
+        found = values(self._traces[key])
+        try:
+            expected = values(self._graphs[key])
+        except torch.cuda.OutOfMemoryError:
+            return  # uncompiled, a step may need more than there is
+        of_largest = 1e-3 * max(float(e.norm()) for e in expected[1:]) if inputs else 0.0
+        for f, e in zip(found, expected, strict=True):
+            if not bool((f - e).norm() <= ROUNDING * max(float(e.norm()), of_largest)):
+                raise RuntimeError("its values or gradients differ from the uncompiled ones")
 
     def _trace(self, *args: Any) -> Callable[..., Tensor]:
         from torch.fx.experimental.proxy_tensor import make_fx
@@ -94,7 +116,7 @@ class Traced:
             graph = make_fx(self.function)(*args)
         graph.graph.eliminate_dead_code(is_impure_node=_changes_something)
         graph.recompile()
-        return torch.compile(graph, dynamic=False) if self.compiled else graph
+        return graph
 
 
 def _changes_something(node: Any) -> bool:

@@ -240,6 +240,8 @@ class StackedTrainer:
         self.mean, self.square = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
         self.streams = [BatchStream(m.train_ids, tokens.lengths.numpy(), m.batch_size, m.seed) for m in members]
         self.batch = max(s.size for s in self.streams)
+        if self.device.type == "cuda":  # matrix units work in eights; what is added is masked out
+            self.batch = math.ceil(self.batch / 8) * 8
         self.ids = tokens.ids.to(self.device)
         self.labels = labels_of(tokens, config.loss_on).to(self.device)
         self.lengths = tokens.lengths.numpy()

@@ -258,6 +258,16 @@ def test_a_backward_pass_that_does_not_compile_is_run_uncompiled(monkeypatch):
     torch.testing.assert_close(w.grad, torch.full((3, 3), 4.0))
 
 
+def test_a_wrong_compilation_is_not_used(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda graph, dynamic: lambda w, x: 1.1 * graph(w, x))
+    traced = Traced(lambda w, x: (x @ w).square().sum(), contextlib.nullcontext, True)
+    w = torch.eye(3).requires_grad_()
+    with pytest.warns(UserWarning, match="differ from the uncompiled"):
+        loss = traced(w, torch.ones(2, 3))
+    loss.backward()
+    torch.testing.assert_close(w.grad, torch.full((3, 3), 4.0))
+
+
 @pytest.mark.parametrize("kind", ["library", "products", "pairs", "sums"])
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_attention_drops_out_in_training_only(kind, architecture):
