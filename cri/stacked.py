@@ -27,7 +27,7 @@ from cri.checkpoints import read_checkpoint, write_checkpoint
 from cri.config import TrainConfig
 from cri.data import TokenTable
 from cri.errors import CorruptRunError, CriError
-from cri.graphs import GraphedStep, Traced, bucket, matmul_precision
+from cri.graphs import GraphedStep, Traced, bucket, matmul_precision, rounding
 from cri.training import labels_of
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class StackedForward:
                 with unmasked(self.template, kind), torch.autocast(flat.device.type, torch.bfloat16, low, False):
                     yield
 
-            self._losses[first, kind] = Traced(vmap(one), context, self.compiled)
+            self._losses[first, kind] = Traced(vmap(one), context, self.compiled, rounding(self.precision))
         return self._losses[first, kind](self.layout.views(flat), ids, labels)
 
     @torch.no_grad()

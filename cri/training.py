@@ -26,7 +26,7 @@ from cri.checkpoints import read_checkpoint, write_checkpoint
 from cri.config import TrainConfig
 from cri.data import TokenTable
 from cri.errors import CorruptRunError, CriError
-from cri.graphs import GraphedStep, Traced, bucket, give_memory_back, matmul_precision
+from cri.graphs import GraphedStep, Traced, bucket, give_memory_back, matmul_precision, rounding
 from cri.processes import process_rank, sum_over_processes
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ class Trainer:
                     inputs = (ids, labels, self.first)
                     return torch.func.functional_call(_Loss(self.model), parameters, inputs)
 
-                self._traced[kind] = Traced(summed, context, self._compiled)
+                self._traced[kind] = Traced(summed, context, self._compiled, rounding(self.config.precision))
             loss = self._traced[kind](self._views(), ids, labels) / n_targets
             loss.backward()
         self._running += loss.detach()

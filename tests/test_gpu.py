@@ -71,16 +71,19 @@ def test_stack_follows_single_runs(model, fmt, compiled):
     config = CONFIG.replace(model=model, format=fmt)
     materials = prepare(config)
     layout = Layout(materials.model)
-    seeds, members = (0, 1, 2), []
-    for seed in seeds:
-        start = layout.flatten(prepare(config.replace(seed=seed)).model)
-        members.append(Member(start, materials.split.train_ids, seed, config.train.lr, 0.0, config.train.batch_size))
+    own = [{"seed": 0}, {"seed": 1, "batch_size": 61}, {"seed": 2, "batch_size": 50}]  # compiled wrongly once
+    members = []
+    for change in own:
+        one = prepare(config.replace(**change))
+        train = one.config.train
+        start = layout.flatten(one.model)
+        members.append(Member(start, materials.split.train_ids, train.seed, train.lr, 0.0, train.batch_size))
     trainer = StackedTrainer(
         materials.model, layout, materials.tokens, members, config.train, "cuda", compiled=compiled, log_every=10
     )
     trainer.run(config.train.steps)
-    for k, seed in enumerate(seeds):
-        expected, _ = losses(config.replace(seed=seed), "cpu")
+    for k, change in enumerate(own):
+        expected, _ = losses(config.replace(**change), "cpu")
         np.testing.assert_allclose(trainer.losses[:, k].cpu(), expected, rtol=2e-3)
 
 
