@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from cri.attribution import retrainings
-from cri.attribution.baselines import grid_distance, shared_steps
-from cri.attribution.leave_out import DESIGNS, leave_out
+from cri.attribution.baselines import grid_distance, mirror_images, shared_steps
+from cri.attribution.leave_out import DESIGNS, leave_out, mirror_designs
 from cri.attribution.outputs import log_likelihood
 from cri.attribution.removals import random_removal, removal_groups
 from cri.attribution.retrainings import load_retrainings, log_odds, retrain
@@ -109,6 +109,22 @@ def test_leave_out_designs_are_of_the_squares_size_and_hold_out_what_they_say(na
     difference = task.coords[held["band"]]
     assert np.ptp(difference[:, 0] - difference[:, 1]) <= 4
     assert (leave_out(task, "random", 81, seed=1) != held["random"]).any()
+
+
+def test_mirror_designs_differ_in_their_mirror_images():
+    task = make_task("addition", size=40)
+    image = mirror_images(task)
+    assert task.operands[image[task.operands.index((7, 21))]] == (21, 7)
+    held = mirror_designs(task, 81)
+    share = {design: (~mask[image[mask]]).mean() for design, mask in held.items()}
+    assert share == {"apart": 1, "mirrored": 0, "one_sided": 1}
+    assert held["apart"].sum() == 81
+    assert held["mirrored"].sum() == held["one_sided"].sum() == 98
+    distance = {d: grid_distance(task, np.flatnonzero(~m), np.flatnonzero(m)).min(axis=0) for d, m in held.items()}
+    assert distance["mirrored"].mean() < min(distance["apart"].mean(), distance["one_sided"].mean())
+    assert (mirror_images(make_task("linear_regression", size=12)) == -1).all()
+    with pytest.raises(CriError, match="either side of the diagonal"):
+        mirror_designs(make_task("addition", size=12), 49)
 
 
 def test_leave_out_refuses_bad_designs():
@@ -255,12 +271,14 @@ def test_leave_x_out_study_from_records_to_figures(bank, tmp_path):
     config = dataclasses.replace(leave_x_out.PRESETS["test"], records=bank, record=tmp_path / "r", figures=tmp_path)
     assert len(leave_x_out.run(config)) == 4
     designs = pd.read_csv(tmp_path / "r" / "test" / "designs.csv").set_index("design")
-    assert set(designs.index) == set(DESIGNS)
+    assert set(designs.index) == {*DESIGNS, "apart", "mirrored", "one_sided"}
+    assert designs.loc["mirrored", "image"] == 0
+    assert designs.loc["one_sided", "image"] == 1
     record = load_retrainings(bank / "test" / "addition-direct-number" / "leave-out")
     row = int(np.flatnonzero(record.table["design"] == "band")[0])
     assert designs.loc["band", "accuracy"] == pytest.approx(record.correct[row, ~record.train[row]].mean(), abs=1e-4)
     assert len(pd.read_csv(tmp_path / "r" / "test" / "sliding.csv")) == 4
-    places = pd.DataFrame({"center_row": range(9), "center_col": 0, "seed": 0, "distance": 2.0})
+    places = pd.DataFrame({"center_row": range(9), "center_col": 0, "seed": 0, "distance": 2.0, "image": 1.0})
     family = {"task": "addition", "format": "direct", "tokenizer": "number"}
     slid = places.assign(accuracy=places["center_row"] / 9, same_answer=places["center_row"] ** 2, **family)
     row = sliding_summary(slid.assign(distance=-slid["accuracy"]), n_boot=50).iloc[0]

@@ -87,6 +87,22 @@ def test_groups_are_a_partition_by_precedence(name: str) -> None:
     assert base["size"].sum() == pytest.approx(len(split.train_ids))
 
 
+def test_groups_by_answer_are_a_partition_that_knows_mirror_images(task: Task, split: splits.Split) -> None:
+    g = statistics.make_groups(task, split.train_ids, split.test_ids, [task.answers[i] for i in split.test_ids])
+    names = np.array(statistics.BY_ANSWER)[statistics.by_answer(g)]
+    np.testing.assert_array_equal(np.isin(names, ("near_same_answer", "near_other_answer")), g.near)
+    np.testing.assert_array_equal(
+        np.char.endswith(names, "same_answer") | np.char.startswith(names, "same_answer"), g.answer
+    )
+    image = {operands: i for i, operands in enumerate(task.operands)}
+    for column, test in enumerate(split.test_ids[::7].tolist()):
+        a, b = task.operands[test]
+        away = grid_distance(task, split.train_ids, np.array([image[b, a]]))[:, 0]
+        own = names[:, 7 * column]
+        close = (away <= g.radius[7 * column]) & ~g.near[:, 7 * column] & g.answer[:, 7 * column] & (a != b)
+        np.testing.assert_array_equal(own == "mirror_same_answer", close)
+
+
 def test_the_deepest_cell_is_near_the_ring_beyond_the_border(task: Task, split: splits.Split) -> None:
     g = statistics.make_groups(task, split.train_ids, split.test_ids, ["60"] * len(split.test_ids), n_near=1)
     centre = np.searchsorted(split.test_ids, task.id_of(*task.center))

@@ -36,6 +36,18 @@ def grid_distance(task: Task, train_ids: TrainIds, test_ids: TestIds) -> Int[np.
     return np.maximum(rows, np.abs(train[:, None, 1] - test[None, :, 1]), out=rows)
 
 
+def mirror_images(task: Task) -> Int[np.ndarray, " case"]:
+    """The case with the operands exchanged, of each case: its id where that is another case with the same answer, -1
+    elsewhere."""
+    ids = {operands: i for i, operands in enumerate(task.operands)}
+    out = np.full(task.n_cases, -1)
+    for i, (a, b) in enumerate(task.operands):
+        other = ids.get((b, a), i)
+        if other != i and task.answers[other] == task.answers[i]:
+            out[i] = other
+    return out
+
+
 def nearest_operands(task: Task, train_ids: TrainIds, test_ids: TestIds) -> Pairs:
     """Minus the grid distance."""
     return -grid_distance(task, train_ids, test_ids).astype(np.float32)

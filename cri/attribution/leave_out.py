@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 
 from cri.attribution.baselines import informative_steps
 from cri.errors import CriError, out_of_range, unknown_name
-from cri.splits import square
+from cri.splits import in_square, square
 from cri.tasks import Task
 
 Held = Bool[np.ndarray, " case"]
@@ -110,6 +110,40 @@ DESIGNS: dict[str, Callable[[Task, int, np.random.Generator], Held]] = {
     "step": _step,
     "random": _random,
 }
+
+
+def mirror_designs(task: Task, n: int) -> dict[str, Held]:
+    """Held-out sets away from the diagonal, all at one distance from it, which differ in whether the mirror images of
+    their cases (the operands exchanged) are trained; of `n` cases, or as nearly as squares allow.
+
+    - `apart`: one square of `n` cases;
+    - `mirrored`: two squares of half as many, each the mirror image of the other: no case's image is trained;
+    - `one_sided`: two such squares side by side, farther from what is trained: every case's image is trained.
+
+    Raises `CriError` for an `n` that is not an odd number squared, or too large for the grid.
+    """
+    whole = round(np.sqrt(_square(task, n, np.random.default_rng(0)).sum()))
+    part = 2 * round((np.sqrt(n / 2) - 1) / 2) + 1
+    low, high = task.coords.min(axis=0), task.coords.max(axis=0)
+    row, col = ((low + high + 1) // 2).tolist()
+    least = -(-whole // 2)
+    most = min(row - int(low[0]), int(high[1]) - col) - max(whole // 2, part // 2 + part)
+    if most < least:
+        raise out_of_range("n", n, "small enough for two squares on either side of the diagonal")
+    away = (least + most) // 2
+
+    def block(row: int, col: int, side: int) -> Held:
+        held = in_square(task, (row, col), side // 2)
+        if held.sum() != side**2:
+            raise CriError(f"task: {task.name} has no whole square at {(row, col)}")
+        return held
+
+    one = block(row - away, col + away, part)
+    return {
+        "apart": block(row - away, col + away, whole),
+        "mirrored": one | block(row + away, col - away, part),
+        "one_sided": one | block(row - away - part, col + away, part),
+    }
 
 
 def leave_out(task: Task, design: str, n: int, seed: int) -> Bool[np.ndarray, " case"]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 KINDS = {
     "near_same_answer": ("near, same answer", GROUP_COLORS["near"]),
     "near_other_answer": ("near, another answer", GROUP_COLORS["near"]),
+    "mirror_same_answer": ("near its mirror image, same answer", "#44AA99"),
     "same_answer": ("far, same answer", GROUP_COLORS["same_answer"]),
     "same_answer_same_step": ("far, same answer, shares a step", GROUP_COLORS["same_step"]),
     "same_step": ("far, another answer, shares a step", GROUP_COLORS["same_step"]),
@@ -25,7 +26,7 @@ KINDS = {
 
 def worth_points(table: pd.DataFrame, ax: Axes | None = None, *, names: bool = True) -> Axes:
     """Effect of ten more training cases of each kind on the log-odds of the right answer; hollow where the answers
-    differ.
+    differ. The mirror image of a + b is b + a.
 
     Args:
         table: one row a group of `statistics.BY_ANSWER` with `effect`, `low`, `high`.

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Int, Int8, Shaped
 
-from cri.attribution.baselines import MAX_STEP_FREQUENCY, grid_distance, shared_operands, shared_steps
+from cri.attribution.baselines import (
+    MAX_STEP_FREQUENCY,
+    grid_distance,
+    mirror_images,
+    shared_operands,
+    shared_steps,
+)
 from cri.errors import CriError, out_of_range
 from cri.tasks import Task
 
@@ -21,9 +27,11 @@ GROUPS = ("near", "same_answer", "same_operand", "same_step", "rest")
 """The disjoint groups, in order of precedence."""
 
 BY_ANSWER = (
-    "near_same_answer", "near_other_answer", "same_answer_same_step", "same_answer", "same_operand", "same_step", "rest"
+    "near_same_answer", "near_other_answer", "mirror_same_answer", "same_answer_same_step", "same_answer",
+    "same_operand", "same_step", "rest",
 )  # fmt: skip
-"""Disjoint groups in which near cases and those that share a step are told apart by their answer (`by_answer`)."""
+"""Disjoint groups in which near cases, those near the mirror image and those that share a step are told apart by their
+answer (`by_answer`)."""
 
 _NUMBER = re.compile(r"\d+")
 
@@ -47,6 +55,7 @@ class Groups:
         test_labels: label the model predicts for each test case ("" matches nothing).
         distance: grid (Chebyshev) distance of each pair.
         near: the training cases within `radius` of the test case on the grid.
+        mirror: those within `radius` of its mirror image (the operands exchanged, the same answer), it included.
         answer: those whose answer is the label predicted for the test case.
         operand: those that share an operand, in its place, with the test case.
         step: those that share an informative rule step (`baselines.informative_steps`).
@@ -61,6 +70,7 @@ class Groups:
     test_labels: Shaped[np.ndarray, " test"]
     distance: Int[np.ndarray, "train test"]
     near: Bool[np.ndarray, "train test"]
+    mirror: Bool[np.ndarray, "train test"]
     answer: Bool[np.ndarray, "train test"]
     operand: Bool[np.ndarray, "train test"]
     step: Bool[np.ndarray, "train test"]
@@ -139,6 +149,9 @@ def make_groups(
     distance = grid_distance(task, train_ids, test_ids)
     radius = np.partition(distance, n_near - 1, axis=0)[n_near - 1]
     near = distance <= radius
+    mirror, image = np.zeros_like(near), mirror_images(task)[test_ids]
+    exists = image >= 0
+    mirror[:, exists] = grid_distance(task, train_ids, image[exists]) <= radius[exists]
     answer = (train_labels[:, None] == test_labels) & (test_labels != "")
     operand = shared_operands(task, train_ids, test_ids) > 0
     step = shared_steps(task, train_ids, test_ids, max_step_frequency) > 0
@@ -146,7 +159,19 @@ def make_groups(
     for name, mask in reversed(list(zip(GROUPS, (near, answer, operand, step), strict=False))):
         codes[mask] = GROUPS.index(name)
     return Groups(
-        train_ids, test_ids, train_labels, test_labels, distance, near, answer, operand, step, n_near, radius, codes
+        train_ids,
+        test_ids,
+        train_labels,
+        test_labels,
+        distance,
+        near,
+        mirror,
+        answer,
+        operand,
+        step,
+        n_near,
+        radius,
+        codes,
     )
 
 
@@ -156,8 +181,10 @@ def by_answer(groups: Groups) -> Int8[np.ndarray, "train test"]:
 
     Among nearby cases many share the answer, so what `near` cases are worth may be what their answers are worth.
     `near_same_answer` against `same_answer_same_step`, and `near_other_answer` against `same_step`, are comparisons
-    of place and step with the answer held fixed.
+    of place and step with the answer held fixed. To a model that takes a + b for b + a, what lies near b + a lies
+    near as well: `mirror_same_answer`.
     """
     near, answer, operand, step = groups.near, groups.answer, groups.operand, groups.step
-    masks = (near & answer, near, answer & step, answer, operand, step)  # the first that holds
+    # the first that holds
+    masks = (near & answer, near, groups.mirror & answer, answer & step, answer, operand, step)
     return np.select(masks, list(range(len(masks))), default=len(masks)).astype(np.int8)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from cri.attribution.leave_out import DESIGNS, leave_out
+from cri.attribution.leave_out import DESIGNS, leave_out, mirror_designs
 from cri.attribution.removals import by_distance, random_removal, removal_groups
 from cri.attribution.retrainings import EXPLAINS, Retrainings
 from cri.config import RunConfig
@@ -224,6 +224,15 @@ def leave_outs(family: Family, options: RetrainingBank) -> Iterator[Replica]:
             )
 
 
+def leave_outs_mirror(family: Family, options: RetrainingBank) -> Iterator[Replica]:
+    """The square's number of cases held out away from the diagonal, with and without their mirror images."""
+    held_out = mirror_designs(family.task, (2 * options.half_side + 1) ** 2)
+    for seed in options.leave_out_seeds:
+        for design, held in held_out.items():
+            note = {"design": design, "n_held_out": int(held.sum()), EXPLAINS: _name("square", options.seeds[0])}
+            yield Replica(seed, ~held, note=note)
+
+
 def sliding(family: Family, options: RetrainingBank) -> Iterator[Replica]:
     """The held-out square at every place of a grid of centres where it fits."""
     task, half_side = family.task, options.half_side
@@ -282,6 +291,7 @@ PLANS: dict[str, Builder] = {
     "removals-random": lambda family, options, record: removals(family, options, "random", record),
     "near-sizes": lambda family, options, record: near_sizes(family, options),
     "leave-out": lambda family, options, record: leave_outs(family, options),
+    "leave-out-mirror": lambda family, options, record: leave_outs_mirror(family, options),
     "sliding": lambda family, options, record: sliding(family, options),
     "top-k": top_k,
 }

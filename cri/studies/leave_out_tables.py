@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cri import plots
-from cri.attribution.baselines import grid_distance
+from cri.attribution.baselines import grid_distance, mirror_images
 from cri.attribution.retrainings import Retrainings, load_retrainings
 from cri.coverage import step_coverage
 from cri.plots.removals import design_accuracy, sliding_map
@@ -30,10 +30,10 @@ def _names(record: Retrainings) -> dict[str, str]:
 
 def held_out_cases(record: Retrainings, task: Task) -> pd.DataFrame:
     """One row a held-out case of every model: `correct`, `unseen` (it has a rule step that no training case executes),
-    `distance` to the nearest training case on the grid, `same_answer` (training cases with its answer), and the
-    columns of the record's table."""
+    `distance` to the nearest training case on the grid, `same_answer` (training cases with its answer), `image` (its
+    mirror image is trained), and the columns of the record's table."""
     notes = [c for c in ("design", "center_row", "center_col", "seed", "train_acc") if c in record.table]
-    parts = []
+    parts, image = [], mirror_images(task)
     for i, row in enumerate(record.table[notes].to_dict("records")):
         held = np.flatnonzero(~record.train[i])
         coverage = step_coverage(task, Split(record.train[i], {}))
@@ -47,6 +47,7 @@ def held_out_cases(record: Retrainings, task: Task) -> pd.DataFrame:
             "correct": record.correct[i, held],
             "unseen": coverage["n_unseen"].to_numpy()[held] > 0,
             "distance": distance,
+            "image": (image[held] >= 0) & record.train[i][image[held]],
             "same_answer": [known.get(answer, 0) for answer in answers[held].tolist()],
         }
         parts.append(pd.DataFrame(cells).assign(**row))
@@ -57,7 +58,8 @@ def design_table(cells: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Accuracy on the held-out cases of each model and what they have in common."""
     table = cells.groupby([*FAMILY, *by, "seed"], sort=False).agg(
         accuracy=("correct", "mean"), unseen=("unseen", "mean"), distance=("distance", "mean"),
-        same_answer=("same_answer", "mean"), train_accuracy=("train_acc", "first"), n_held_out=("correct", "size"),
+        same_answer=("same_answer", "mean"), image=("image", "mean"), train_accuracy=("train_acc", "first"),
+        n_held_out=("correct", "size"),
     )  # fmt: skip
     return table.reset_index()
 
@@ -77,20 +79,32 @@ def coverage_table(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+_CENTER = ["center_row", "center_col"]
+_BESIDE = ("same_answer", "distance", "image")
+
+
 def sliding_summary(slides: pd.DataFrame, n_boot: int = 2000) -> pd.DataFrame:
     """What the accuracy of a place goes with: Spearman's correlation over places (the mean over seeds each) with the
-    number of training cases that share an answer with its cases, and with their distance from the training cases.
-    Intervals: bootstrap over places."""
+    number of training cases that share an answer with its cases, with their distance from the training cases, and with
+    the share of them whose mirror image is trained. Intervals: bootstrap over places. And the mean accuracy of the
+    places on the diagonal, where a square is its own mirror image, and off it; without the outermost ones, where
+    answers are rare."""
     rows = []
     for key, part in slides.groupby(FAMILY, sort=False):
-        places = part.groupby(["center_row", "center_col"])[["accuracy", "same_answer", "distance"]].mean()
+        places = part.groupby(_CENTER)[["accuracy", *_BESIDE]].mean()
         draws = resamples(len(places), np.arange(len(places)), n_boot)
         row = {**dict(zip(FAMILY, key, strict=True)), "accuracy": part["accuracy"].mean()}
         ranks = {name: rank(places[[name]].to_numpy()) for name in places}
-        for other in ("same_answer", "distance"):
+        for other in _BESIDE:
             found = rank_correlation(ranks["accuracy"], ranks[other], draws.subsets)[:, 0]
             row[f"rho_{other}"] = found[0]
             row[f"rho_{other}_low"], row[f"rho_{other}_high"] = np.quantile(found[1:], [0.025, 0.975])
+        at = places.reset_index()
+        inside = np.logical_and.reduce([at[c].between(at[c].min(), at[c].max(), "neither") for c in _CENTER])
+        own_image = (at[_CENTER[0]] == at[_CENTER[1]]).to_numpy()
+        for name, mask in (("diagonal", own_image), ("off_diagonal", ~own_image)):
+            chosen = at.loc[inside & mask, "accuracy"]
+            row |= {name: chosen.mean(), f"n_{name}": len(chosen)}
         rows.append({**row, "n_places": len(places), "n_seeds": part["seed"].nunique()})
     return pd.DataFrame(rows)
 
@@ -111,7 +125,8 @@ def compute(folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, list[str]]
     summary = table.groupby([*FAMILY, "design"], sort=False).agg(
         accuracy=("accuracy", "mean"), lowest=("accuracy", "min"), highest=("accuracy", "max"),
         unseen=("unseen", "mean"),
-        distance=("distance", "mean"), same_answer=("same_answer", "mean"), n_held_out=("n_held_out", "mean"),
+        distance=("distance", "mean"), same_answer=("same_answer", "mean"), image=("image", "mean"),
+        n_held_out=("n_held_out", "mean"),
         train_accuracy=("train_accuracy", "mean"), n_seeds=("seed", "nunique"),
     )  # fmt: skip
     tables = {"designs": table, "summary": summary.reset_index(), "coverage": coverage_table(cells)}

@@ -18,7 +18,7 @@ from cri.studies import retraining_bank
 from cri.studies.records import code_hash, write_record
 
 NAME = "leave_x_out"
-PLANS = ("leave-out", "sliding")
+PLANS = ("leave-out", "leave-out-mirror", "sliding")
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,8 @@ def _plans(families: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
 
 
 _NUMBER, _DIGIT = "addition:direct:number", "addition:direct:digit"
+_MIRROR = "leave-out-mirror"
+_LEAVE_OUT = ("leave-out", _MIRROR)
 _DESIGNED = ("removals-square", "removals-random", "leave-out")
 _TASKS = ("base_addition", "linear_regression", "chicken_rabbit", "mod_addition")
 _SCRATCHPAD = "addition:scratchpad:number"
@@ -148,18 +150,18 @@ _SMALL: dict[str, Any] = {
 PRESETS = {
     # for 2 cores: a smaller grid and fewer steps; six seeds a subset, as seeds differ more there
     "cpu": RetrainingBank(
-        plans=_plans({_NUMBER: ("base", "subsets-50", *_DESIGNED, "sliding", "near-sizes", "top-k")}), **_SMALL
+        plans=_plans({_NUMBER: ("base", "subsets-50", *_DESIGNED, _MIRROR, "sliding", "near-sizes", "top-k")}), **_SMALL
     ),
     "cpu-more": RetrainingBank(
         plans=_plans({_NUMBER: ("subsets-random-50", "subsets-10")}), **{**_SMALL, "n_new_seeds": 1}
     ),
     "cpu-digit": RetrainingBank(
-        plans=_plans({_DIGIT: ("base", "subsets-50", "subsets-random-50", "leave-out", "removals-square")}),
+        plans=_plans({_DIGIT: ("base", "subsets-50", "subsets-random-50", *_LEAVE_OUT, "removals-square")}),
         **{**_SMALL, "steps": 800, "lr": 4e-3, "n_new_seeds": 0},
     ),
     "cpu-tasks": RetrainingBank(
         plans=_plans({
-            f"{task}:direct:number": ("base", "subsets-50", "leave-out")
+            f"{task}:direct:number": ("base", "subsets-50", *_LEAVE_OUT)
             for task in ("base_addition", "mod_addition", "linear_regression")
         }),
         **{**_SMALL, "steps": 900, "n_subsets": 150, "n_new_seeds": 0},
@@ -170,13 +172,13 @@ PRESETS = {
         **{**_SMALL, "size": 24, "half_side": 2, "steps": 1000, "batch_size": 32, "lr": 4e-3, "n_new_seeds": 0},
     ),
     "cpu-scratchpad": RetrainingBank(
-        plans=_plans({_SCRATCHPAD: ("base", "subsets-50", "leave-out")}),
+        plans=_plans({_SCRATCHPAD: ("base", "subsets-50", *_LEAVE_OUT)}),
         **{**_SMALL, "size": 20, "half_side": 2, "steps": 800, "batch_size": 32, "n_new_seeds": 2,
            "leave_out_seeds": (0,)},
     ),
     # the paper's grid, as far as two cores go: a model takes one to two minutes there
     "cpu-paper": RetrainingBank(
-        plans=_plans({_NUMBER: ("base", "leave-out")}), seeds=(0,), leave_out_seeds=(0,), name="cpu-paper"
+        plans=_plans({_NUMBER: ("base", *_LEAVE_OUT)}), seeds=(0,), leave_out_seeds=(0,), name="cpu-paper"
     ),
     "cpu-planted": RetrainingBank(
         plans=_PLANTED,
@@ -184,14 +186,14 @@ PRESETS = {
     ),
     "gpu": RetrainingBank(
         plans=_plans({
-            _NUMBER: ("base", "subsets-50", "subsets-random-50", *_DESIGNED, "sliding", "near-sizes", "top-k",
-                      "subsets-10"),
+            _NUMBER: ("base", "subsets-50", "subsets-random-50", *_DESIGNED, _MIRROR, "sliding", "near-sizes",
+                      "top-k", "subsets-10"),
         }),
         name="gpu", precision="tf32",
     ),
     # at the recipe's learning rate digit models differ from seed to seed in what they learn of their training cases
     "gpu-digit": RetrainingBank(
-        plans=_plans({_DIGIT: ("base", "subsets-50", "subsets-random-50", *_DESIGNED, "sliding")}),
+        plans=_plans({_DIGIT: ("base", "subsets-50", "subsets-random-50", *_DESIGNED, _MIRROR, "sliding")}),
         lr=2.5e-3, name="gpu", precision="tf32",
     ),
     "gpu-planted": RetrainingBank(
@@ -207,7 +209,7 @@ PRESETS = {
         n_tests=2, removal_sizes=(200,), n_random_removals=2, leave_out_seeds=(0,), name="gpu", precision="tf32",
     ),
     "test": RetrainingBank(
-        plans=_plans({_NUMBER: ("base", "subsets-50", *_DESIGNED, "sliding")}),
+        plans=_plans({_NUMBER: ("base", "subsets-50", *_DESIGNED, _MIRROR, "sliding")}),
         size=16, half_side=1, steps=30, batch_size=32, seeds=(0, 1), n_subsets=4, n_new_seeds=1, n_outside=6,
         n_random_queries=10, n_tests=2, removal_sizes=(8,), n_random_removals=2, leave_out_seeds=(0,), n_centers=2,
         top_k=(4,), near_sizes=(8, 30),
