@@ -97,7 +97,7 @@ def test_groups_by_answer_are_a_partition_that_knows_mirror_images(task: Task, s
     image = {operands: i for i, operands in enumerate(task.operands)}
     for column, test in enumerate(split.test_ids[::7].tolist()):
         a, b = task.operands[test]
-        away = grid_distance(task, split.train_ids, np.array([image[b, a]]))[:, 0]
+        away = baselines.grid_distance(task, split.train_ids, np.array([image[b, a]]))[:, 0]
         own = names[:, 7 * column]
         close = (away <= g.radius[7 * column]) & ~g.near[:, 7 * column] & g.answer[:, 7 * column] & (a != b)
         np.testing.assert_array_equal(own == "mirror_same_answer", close)

@@ -113,36 +113,36 @@ DESIGNS: dict[str, Callable[[Task, int, np.random.Generator], Held]] = {
 
 
 def mirror_designs(task: Task, n: int) -> dict[str, Held]:
-    """Held-out sets away from the diagonal, all at one distance from it, which differ in whether the mirror images of
-    their cases (the operands exchanged) are trained; of `n` cases, or as nearly as squares allow.
+    """Squares of `n` cases held out away from the diagonal, all at one distance from it, which differ in whether the
+    mirror images of their cases (the operands exchanged) are trained.
 
-    - `apart`: one square of `n` cases;
-    - `mirrored`: two squares of half as many, each the mirror image of the other: no case's image is trained;
-    - `one_sided`: two such squares side by side, farther from what is trained: every case's image is trained.
+    - `apart`: one square; its image is trained;
+    - `mirrored`: the square and its image;
+    - `one_sided`: the square and another one side by side: as many cases, farther from what is trained, but all their
+      images are.
 
     Raises `CriError` for an `n` that is not an odd number squared, or too large for the grid.
     """
-    whole = round(np.sqrt(_square(task, n, np.random.default_rng(0)).sum()))
-    part = 2 * round((np.sqrt(n / 2) - 1) / 2) + 1
+    side = round(np.sqrt(_square(task, n, np.random.default_rng(0)).sum()))
     low, high = task.coords.min(axis=0), task.coords.max(axis=0)
     row, col = ((low + high + 1) // 2).tolist()
-    least = -(-whole // 2)
-    most = min(row - int(low[0]), int(high[1]) - col) - max(whole // 2, part // 2 + part)
+    least = -(-side // 2)
+    most = min(row - int(low[0]), int(high[1]) - col) - side // 2 - side
     if most < least:
-        raise out_of_range("n", n, "small enough for two squares on either side of the diagonal")
+        raise out_of_range("n", n, "small enough for two squares on one side of the diagonal")
     away = (least + most) // 2
 
-    def block(row: int, col: int, side: int) -> Held:
+    def block(row: int, col: int) -> Held:
         held = in_square(task, (row, col), side // 2)
-        if held.sum() != side**2:
-            raise CriError(f"task: {task.name} has no whole square at {(row, col)}")
+        if held.sum() != n:
+            raise CriError(f"task: {task.name} has no whole square of {n} cases at {(row, col)}")
         return held
 
-    one = block(row - away, col + away, part)
+    one = block(row - away, col + away)
     return {
-        "apart": block(row - away, col + away, whole),
-        "mirrored": one | block(row + away, col - away, part),
-        "one_sided": one | block(row - away - part, col + away, part),
+        "apart": one,
+        "mirrored": one | block(row + away, col - away),
+        "one_sided": one | block(row - away - side, col + away),
     }
 
 

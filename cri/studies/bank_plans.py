@@ -225,7 +225,7 @@ def leave_outs(family: Family, options: RetrainingBank) -> Iterator[Replica]:
 
 
 def leave_outs_mirror(family: Family, options: RetrainingBank) -> Iterator[Replica]:
-    """The square's number of cases held out away from the diagonal, with and without their mirror images."""
+    """The square held out away from the diagonal, with and without its mirror image."""
     held_out = mirror_designs(family.task, (2 * options.half_side + 1) ** 2)
     for seed in options.leave_out_seeds:
         for design, held in held_out.items():
