@@ -26,7 +26,7 @@ from cri.materials import prepare
 from cri.plots.removals import flip_curves
 from cri.splits import Split, square
 from cri.studies import attribution_quality, bank_plans, counterfactual_removal, leave_x_out, retraining_bank
-from cri.studies.leave_out_tables import sliding_summary
+from cri.studies.leave_out_tables import sliding_summary, symmetry_table
 from cri.studies.quality_tables import top_k_table
 from cri.tasks import make_task
 
@@ -125,6 +125,16 @@ def test_mirror_designs_differ_in_their_mirror_images():
     assert (mirror_images(make_task("linear_regression", size=12)) == -1).all()
     with pytest.raises(CriError, match="one side of the diagonal"):
         mirror_designs(make_task("addition", size=12), 49)
+
+
+def test_mirror_designs_are_trained_with_every_seed():
+    options = dataclasses.replace(retraining_bank.PRESETS["test"], leave_out_seeds=(0, 3))
+    family = bank_plans.make_family("addition:direct:number", options)
+    replicas = list(bank_plans.leave_outs_mirror(family, options))
+    assert [(r.seed, r.note["design"]) for r in replicas] == [
+        (seed, design) for seed in (0, 3) for design in ("apart", "mirrored", "one_sided")
+    ]
+    assert [int((~r.train).sum()) for r in replicas] == [r.note["n_held_out"] for r in replicas] == 2 * [9, 18, 18]
 
 
 def test_leave_out_refuses_bad_designs():
@@ -271,9 +281,10 @@ def test_leave_x_out_study_from_records_to_figures(bank, tmp_path):
     config = dataclasses.replace(leave_x_out.PRESETS["test"], records=bank, record=tmp_path / "r", figures=tmp_path)
     assert len(leave_x_out.run(config)) == 4
     designs = pd.read_csv(tmp_path / "r" / "test" / "designs.csv").set_index("design")
-    assert set(designs.index) == {*DESIGNS, "apart", "mirrored", "one_sided"}
-    assert designs.loc["mirrored", "image"] == 0
-    assert designs.loc["one_sided", "image"] == 1
+    assert set(designs.index) == set(DESIGNS)
+    symmetry = pd.read_csv(tmp_path / "r" / "test" / "symmetry.csv")
+    assert symmetry["equal"].between(0, 1).all()
+    assert designs.loc["answers", "image"] < designs.loc["random", "image"] <= 1
     record = load_retrainings(bank / "test" / "addition-direct-number" / "leave-out")
     row = int(np.flatnonzero(record.table["design"] == "band")[0])
     assert designs.loc["band", "accuracy"] == pytest.approx(record.correct[row, ~record.train[row]].mean(), abs=1e-4)
@@ -284,6 +295,25 @@ def test_leave_x_out_study_from_records_to_figures(bank, tmp_path):
     row = sliding_summary(slid.assign(distance=-slid["accuracy"]), n_boot=50).iloc[0]
     assert row["rho_same_answer"] == pytest.approx(1)
     assert row["rho_distance_high"] == pytest.approx(-1)
+
+
+def test_symmetric_mistakes_are_seen(bank):
+    record = load_retrainings(bank / "test" / "addition-direct-number" / "base")
+    task = make_task("addition", size=16)
+    total = task.cases.sum(axis=1)[record.queries]
+    symmetric = np.zeros_like(record.completions)
+    symmetric[..., 0] = task.cases.prod(axis=1)[record.queries]  # of a + b and b + a alone the same
+    lengths = np.ones(symmetric.shape[:2], dtype=int)
+    of_sum = np.zeros_like(symmetric)
+    of_sum[..., 0] = total + 1
+    wrong = np.zeros_like(record.correct)
+    for completions, others in ((symmetric, 0.0), (of_sum, 1.0)):
+        made = dataclasses.replace(record, completions=completions, completion_lengths=lengths, correct=wrong)
+        table = symmetry_table(made, task).set_index("pairs")["equal"]
+        assert (table["mirror images"] == 1).all()
+        assert (table["others"] == others).all()
+    right = dataclasses.replace(record, correct=~wrong)
+    assert len(symmetry_table(right, task)) == 0
 
 
 def test_quality_study_from_records_to_figures(bank, tmp_path):

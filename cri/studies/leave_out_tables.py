@@ -14,7 +14,7 @@ from cri.attribution.retrainings import Retrainings, load_retrainings
 from cri.coverage import step_coverage
 from cri.plots.removals import design_accuracy, sliding_map
 from cri.runs import read_json
-from cri.splits import Split
+from cri.splits import Split, in_square
 from cri.statistics import wilson
 from cri.statistics.datamodels import rank, rank_correlation, resamples
 from cri.studies.families import family_order, family_title, span
@@ -79,6 +79,41 @@ def coverage_table(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def symmetry_table(base: Retrainings, task: Task) -> pd.DataFrame:
+    """Does a model that is wrong say the same of a + b and of b + a? Of pairs of held-out cases with the same right
+    answer of which it answers one wrongly or both, the share with equal completions: of mirror images, and of others.
+
+    One row a base model of the square split and kind of pair: `seed`, `pairs`, `equal`, `n`.
+    """
+    image = mirror_images(task)
+    answers = np.array(task.answers)
+    rows = []
+    for i, row in base.table[base.table["split"] == "square"].iterrows():
+        held = np.flatnonzero(
+            ~base.train[i][base.queries] & in_square(task, task.center, _half_side(base))[base.queries]
+        )
+        ids = base.queries[held]
+        assert base.completions is not None  # base models have them
+        assert base.completion_lengths is not None
+        room = np.arange(base.completions.shape[2])
+        texts = np.where(room < base.completion_lengths[i, held, None], base.completions[i, held], -1)
+        first, second = np.triu_indices(len(ids), 1)
+        right = base.correct[i, ids]
+        chosen = (answers[ids[first]] == answers[ids[second]]) & ~(right[first] & right[second])
+        first, second = first[chosen], second[chosen]
+        equal = (texts[first] == texts[second]).all(axis=1)
+        mirrored = image[ids[first]] == ids[second]
+        for name, mask in (("mirror images", mirrored), ("others", ~mirrored)):
+            if mask.any():
+                found = {"pairs": name, "equal": float(equal[mask].mean()), "n": int(mask.sum())}
+                rows.append({**_names(base), "seed": int(row["seed"]), **found})
+    return pd.DataFrame(rows)
+
+
+def _half_side(record: Retrainings) -> int:
+    return int(record.config.split_params["half_side"])
+
+
 _CENTER = ["center_row", "center_col"]
 _BESIDE = ("same_answer", "distance", "image")
 
@@ -111,13 +146,15 @@ def sliding_summary(slides: pd.DataFrame, n_boot: int = 2000) -> pd.DataFrame:
 
 def compute(folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, list[str]]]:
     """All tables of a bank's folder, and the names of each task's axes."""
-    designs, slides = [], []
+    designs, slides, symmetry = [], [], {}
     axis_names = {}
     for pattern, into in (("leave-out", designs), ("sliding", slides)):
-        for _, path in family_records(folder, pattern):
+        for base_path, path in family_records(folder, pattern):
             record = load_retrainings(path)
             task = make_task(record.config.task, **record.config.task_params)
             axis_names[task.name] = list(task.axis_names)
+            if base_path not in symmetry:
+                symmetry[base_path] = symmetry_table(load_retrainings(base_path), task)
             row, col = task.center
             into.append(held_out_cases(record, task).assign(default_row=row, default_col=col))
     cells = pd.concat(designs, ignore_index=True)
@@ -130,6 +167,7 @@ def compute(folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, list[str]]
         train_accuracy=("train_accuracy", "mean"), n_seeds=("seed", "nunique"),
     )  # fmt: skip
     tables = {"designs": table, "summary": summary.reset_index(), "coverage": coverage_table(cells)}
+    tables["symmetry"] = pd.concat(symmetry.values(), ignore_index=True)
     if slides:
         places = ["center_row", "center_col", "default_row", "default_col"]
         tables["sliding"] = design_table(pd.concat(slides, ignore_index=True), places)

@@ -172,7 +172,7 @@ PRESETS = {
         **{**_SMALL, "size": 24, "half_side": 2, "steps": 1000, "batch_size": 32, "lr": 4e-3, "n_new_seeds": 0},
     ),
     "cpu-scratchpad": RetrainingBank(
-        plans=_plans({_SCRATCHPAD: ("base", "subsets-50", *_LEAVE_OUT)}),
+        plans=_plans({_SCRATCHPAD: ("base", "subsets-50", "leave-out")}),
         **{**_SMALL, "size": 20, "half_side": 2, "steps": 800, "batch_size": 32, "n_new_seeds": 2,
            "leave_out_seeds": (0,)},
     ),
