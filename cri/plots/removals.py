@@ -24,6 +24,8 @@ RETRAININGS = {
 """Label, colour and marker by what is foretold."""
 LEARNT = 0.9
 """Training accuracy from which on a failure on held-out cases says something about them."""
+DESIGN_NAMES = {"apart": "off the diagonal", "mirrored": "… and its image", "one_sided": "… and a neighbour"}
+"""Of leave-X-out designs that are not drawn by their own name."""
 POOR = f"training accuracy below {LEARNT}"
 READING_COLORS = {
     "nearby cases": GROUP_COLORS["near"],
@@ -141,7 +143,8 @@ def design_accuracy(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
             )
         ax.text(i, 1.03, f"{100 * rows['unseen'].mean():.0f}", ha="center", va="bottom", fontsize=7, color="0.3")
     ax.text(-0.6, 1.12, "% of them with a never-trained step:", fontsize=7, color="0.3", va="bottom")
-    ax.set_xticks(range(len(designs)), designs, rotation=40, ha="right", rotation_mode="anchor")
+    names = [DESIGN_NAMES.get(design, design) for design in designs]
+    ax.set_xticks(range(len(designs)), names, rotation=40, ha="right", rotation_mode="anchor")
     ax.set_xlim(-0.6, len(designs) - 0.4)
     ax.set_ylim(0, 1.02)
     ax.set_yticks([0, 0.5, 1])
