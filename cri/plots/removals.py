@@ -24,7 +24,7 @@ RETRAININGS = {
 """Label, colour and marker by what is foretold."""
 LEARNT = 0.9
 """Training accuracy from which on a failure on held-out cases says something about them."""
-DESIGN_NAMES = {"apart": "off the diagonal", "mirrored": "… and its image", "one_sided": "… and a neighbour"}
+DESIGN_NAMES = {"apart": "off diagonal", "mirrored": "+ its image", "one_sided": "+ neighbour"}
 """Of leave-X-out designs that are not drawn by their own name."""
 POOR = f"training accuracy below {LEARNT}"
 READING_COLORS = {

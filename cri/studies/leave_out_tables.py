@@ -206,7 +206,7 @@ def _legend(fig: Any, axes: Any) -> None:
 
 
 def _designs(table: pd.DataFrame) -> Any:
-    fig, axes, families = _panels(table, (2.6, 2.6) if table.groupby(FAMILY).ngroups > 1 else (3.5, 2.8))
+    fig, axes, families = _panels(table, (2.7, 2.9) if table.groupby(FAMILY).ngroups > 1 else (3.5, 2.8))
     for ax, (family, part) in zip(axes.flat, families, strict=False):
         design_accuracy(part, ax)
         ax.set_title(f"{family_title(family)}\n{span(part['n_held_out'])} cases held out, {_seeds(part)}", pad=26)
