@@ -143,7 +143,7 @@ def design_accuracy(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
             )
         ax.text(i, 1.03, f"{100 * rows['unseen'].mean():.0f}", ha="center", va="bottom", fontsize=7, color="0.3")
     ax.text(-0.6, 1.12, "% of them with a never-trained step:", fontsize=7, color="0.3", va="bottom")
-    names = [DESIGN_NAMES.get(design, design) for design in designs]
+    names = [DESIGN_NAMES.get(str(design), str(design)) for design in designs]
     ax.set_xticks(range(len(designs)), names, rotation=40, ha="right", rotation_mode="anchor")
     ax.set_xlim(-0.6, len(designs) - 0.4)
     ax.set_ylim(0, 1.02)
