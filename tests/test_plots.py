@@ -13,7 +13,7 @@ import pytest
 
 from cri import plots
 from cri.errors import CriError
-from cri.plots import removals
+from cri.plots import removals, worth
 from cri.statistics import GROUPS
 
 N = 12
@@ -228,3 +228,12 @@ def test_saved_twice_is_the_same_bytes(tmp_path: Path) -> None:
     assert [p.name for p in written[0]] == ["map.v1.png", "map.v1.pdf"]
     for first, second in zip(*written, strict=True):
         assert first.read_bytes() == second.read_bytes()
+
+
+def test_kinds_without_cases_are_left_out():
+    table = pd.DataFrame({"group": list(worth.KINDS), "effect": 1.0, "low": 0.5, "high": 2.0, "size": 3.0})
+    table.loc[table["group"] == "mirror_same_answer", "size"] = 0.0
+    ax = worth.worth_points(table)
+    drawn = [len(container.lines[0].get_xdata()) for container in ax.containers]
+    assert drawn == [int(kind != "mirror_same_answer") for kind in worth.KINDS]
+    assert [label.get_text() for label in ax.get_yticklabels()] == [label for label, _ in worth.KINDS.values()]

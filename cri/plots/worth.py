@@ -29,13 +29,14 @@ def worth_points(table: pd.DataFrame, ax: Axes | None = None, *, names: bool = T
     differ. The mirror image of a + b is b + a.
 
     Args:
-        table: one row a group of `statistics.BY_ANSWER` with `effect`, `low`, `high`.
+        table: one row a group of `statistics.BY_ANSWER` with `effect`, `low`, `high`, `size`; one without cases is left
+            out.
         names: label the rows; a panel beside another one need not.
     """
-    require_columns(table, ("group", "effect", "low", "high"))
+    require_columns(table, ("group", "effect", "low", "high", "size"))
     ax = new_axes(ax)
     for y, (group, (_, color)) in enumerate(KINDS.items()):
-        rows = table[table["group"] == group]
+        rows = table[(table["group"] == group) & (table["size"] > 0)]
         ends = np.abs(rows[["low", "high"]].to_numpy() - rows[["effect"]].to_numpy()).T
         face = color if "same_answer" in group else "white"
         ax.errorbar(
