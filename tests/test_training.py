@@ -262,6 +262,9 @@ def test_a_wrong_compilation_is_not_used(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda graph, dynamic: lambda w, x: 1.1 * graph(w, x))
     traced = Traced(lambda w, x: (x @ w).square().sum(), contextlib.nullcontext, True)
     w = torch.eye(3).requires_grad_()
+    with torch.no_grad(), pytest.warns(UserWarning, match="differ from the uncompiled"):
+        assert traced(w, torch.ones(2, 3)) == 6
+    traced = Traced(lambda w, x: (x @ w).square().sum(), contextlib.nullcontext, True)
     with pytest.warns(UserWarning, match="differ from the uncompiled"):
         loss = traced(w, torch.ones(2, 3))
     loss.backward()

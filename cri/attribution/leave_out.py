@@ -8,6 +8,7 @@ arXiv 2402.17709 tried.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -38,11 +39,16 @@ def _by_value(values: Int[np.ndarray, " case"], order: Iterable[int]) -> list[In
     return [np.flatnonzero(values == value) for value in order]
 
 
-def _square(task: Task, n: int, rng: np.random.Generator) -> Held:
-    side = int(np.sqrt(n))
+def _side(n: int) -> int:
+    """Of a square of `n` cases around one in the middle."""
+    side = math.isqrt(n)
     if side * side != n or side % 2 == 0:
         raise out_of_range("n", n, "the cases of a square: an odd number squared")
-    return square(task, half_side=side // 2).test
+    return side
+
+
+def _square(task: Task, n: int, rng: np.random.Generator) -> Held:
+    return square(task, half_side=_side(n) // 2).test
 
 
 def _random(task: Task, n: int, rng: np.random.Generator) -> Held:
@@ -123,7 +129,7 @@ def mirror_designs(task: Task, n: int) -> dict[str, Held]:
 
     Raises `CriError` for an `n` that is not an odd number squared, or too large for the grid.
     """
-    side = round(np.sqrt(_square(task, n, np.random.default_rng(0)).sum()))
+    side = _side(n)
     low, high = task.coords.min(axis=0), task.coords.max(axis=0)
     row, col = ((low + high + 1) // 2).tolist()
     least = -(-side // 2)
