@@ -17,10 +17,10 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from cri.cli import key_values, run_command
+from cri.data.splits import Split, make_split
 from cri.errors import CriError
 from cri.formats import Format, make_format
-from cri.runs import atomic_path
-from cri.splits import Split, make_split
+from cri.storage import atomic_path
 from cri.tasks import Task, make_task
 
 Part = Literal["all", "train", "test"]

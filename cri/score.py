@@ -2,7 +2,7 @@
 
 FILE holds one case a line: `id` and `output` (the model's whole text), `finished` (false where it was cut
 off; true if absent), and `task` and `format` unless given as options; other keys of an export may stay.
-Beside FILE it writes `NAME.cases.csv` (one row a case; `cri.readings.reading_table` names the columns, and
+Beside FILE it writes `NAME.cases.csv` (one row a case; `cri.evaluation.scoring.reading_table` names the columns, and
 the maps of `cri.plots` draw from them), `NAME.accuracy.csv` (by part and status) and `NAME.errors.csv`
 (where and how completions first deviate from the reference).
 """
@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from cri.cli import key_values, run_command
+from cri.data.splits import make_split
 from cri.errors import CriError
+from cri.evaluation.scoring import accuracy_table, error_table, reading_table
 from cri.export import Part, part_ids
 from cri.formats import make_format
-from cri.readings import accuracy_table, error_table, reading_table
-from cri.runs import atomic_path
-from cri.splits import make_split
+from cri.storage import atomic_path
 from cri.tasks import make_task
 
 if TYPE_CHECKING:

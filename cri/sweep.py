@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from cri.cli import run_command
 from cri.config import RunConfig
 from cri.errors import CriError, MissingDependencyError
-from cri.recipes import recipe
+from cri.training.recipes import recipe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,8 +73,8 @@ def _job(config: RunConfig, out: Path, device: str) -> tuple[str, str]:
     """One run; its folder's name and, where it failed, the error. Runs in a process or on a machine of its own."""
     import torch
 
-    from cri.runs import run_folder
-    from cri.train import train_run
+    from cri.storage import run_folder
+    from cri.training.runs import train_run
 
     torch.set_num_threads(1)  # one job a core, and the same sums on any machine
     name = run_folder(out, config.name, config.to_dict()).name
@@ -107,8 +107,8 @@ def sweep(
     import joblib
     import pandas as pd
 
-    from cri.materials import resolve_device
-    from cri.runs import read_json, write_text
+    from cri.storage import read_json, write_text
+    from cri.training.setup import resolve_device
 
     out = out.resolve()
     context: Any = contextlib.nullcontext()

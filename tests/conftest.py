@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import warnings
 from pathlib import Path
@@ -15,10 +16,14 @@ from jaxtyping import install_import_hook
 # annotated shapes are checked whenever the tests call a function of these modules; those that handle text
 # alone have no shapes, and would only be slowed down
 _WITH_SHAPES = (
-    "activations", "attribution", "bank", "coverage", "data", "evaluation", "interventions", "models", "replicas",
-    "splits", "stacked", "statistics", "train", "training",
+    "attribution", "data.case_groups", "data.case_relations", "data.held_out", "data.splits", "data.step_coverage",
+    "data.token_table", "ensembles.bank", "ensembles.stacked", "ensembles.train", "evaluation.decoding",
+    "interventions", "models.activations", "models.loading", "retraining.records", "retraining.removals",
+    "statistics", "training.runs", "training.trainer",
 )  # fmt: skip
 install_import_hook([f"cri.{module}" for module in _WITH_SHAPES], "beartype.beartype")
+for module in _WITH_SHAPES:  # a name that no module has would switch the check off without a word
+    assert importlib.util.find_spec(f"cri.{module}"), f"conftest: no module cri.{module}"
 
 import pytest
 import torch
@@ -43,6 +48,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(runs: Path):
     """The TINY run, trained once and opened."""
-    from cri.train import load_run, train_run
+    from cri.training.runs import load_run, train_run
 
     return load_run(train_run(TINY, runs, progress=False))

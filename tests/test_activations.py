@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from cri.activations import Site, check_sites, collect, residual_sites
 from cri.config import RunConfig
 from cri.errors import CriError
-from cri.materials import prepare
-from cri.models import to_bridge
+from cri.models.activations import Site, check_sites, collect, residual_sites
+from cri.models.loading import to_bridge
+from cri.training.setup import prepare
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from cri.config import RunConfig, TrainConfig
-from cri.evaluation import decode, decoding_room
-from cri.materials import prepare
-from cri.training import Trainer
+from cri.evaluation.decoding import decode, decoding_room
+from cri.training.setup import prepare
+from cri.training.trainer import Trainer
 
 CASES = {
     "number": RunConfig(task_params={"size": 14}, train=TrainConfig(steps=60, batch_size=64)),

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cri.coverage import step_coverage
+from cri.data.splits import make_split
+from cri.data.step_coverage import step_coverage
+from cri.data.tokenization import build_tokenizer, encode_texts
 from cri.errors import CriError, UnknownNameError
 from cri.formats import FORMATS, make_format
-from cri.rules import task_rule
-from cri.splits import make_split
+from cri.formats.rules.task_rules import task_rule
+from cri.formats.traces import Edit, TraceLine, join
 from cri.tasks import TASKS, Task, make_task
-from cri.tokenization import build_tokenizer, encode_texts
-from cri.traces import Edit, TraceLine, join
 
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "reference_cases.jsonl").read_text().splitlines()]
 SETTINGS = settings(deadline=None, max_examples=40)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from cri.attention import SHORT
 from cri.config import RunConfig, TrainConfig
-from cri.evaluation import decode
-from cri.jointly import Replica
-from cri.materials import prepare
-from cri.replicas import train_replicas
-from cri.stacked import Layout, Member, StackedTrainer
-from cri.training import Trainer
+from cri.ensembles.engine import Replica
+from cri.ensembles.stacked import Layout, Member, StackedTrainer
+from cri.ensembles.train import train_replicas
+from cri.evaluation.decoding import decode
+from cri.models.attention import SHORT
+from cri.training.setup import prepare
+from cri.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 CONFIG = RunConfig(

@@ -16,9 +16,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from transformers.pytorch_utils import Conv1D
 
 from cri.attribution.gradients import gradient_coverage, gradient_scores, tracin
-from cri.attribution.layers import Part, find_blocks, inner, materialise, squared_norms, summed_squares
 from cri.attribution.outputs import log_likelihood, margin
-from cri.data import TokenTable
+from cri.attribution.per_example import Part, find_blocks, inner, materialise, squared_norms, summed_squares
+from cri.data.token_table import TokenTable
 from cri.errors import CriError
 
 VOCAB = 40
@@ -315,7 +315,7 @@ _LONG_TRACES = """
 import resource, sys, torch
 from transformers import GPT2Config, GPT2LMHeadModel
 from cri.attribution.gradients import gradient_scores
-from cri.data import TokenTable
+from cri.data.token_table import TokenTable
 bound = int(sys.argv[1])
 ids = {"bos_token_id": None, "eos_token_id": None}
 model = GPT2LMHeadModel(GPT2Config(vocab_size=600, n_embd=64, n_layer=2, n_head=4, n_positions=2048, **ids))

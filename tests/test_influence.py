@@ -15,11 +15,11 @@ from transformers.pytorch_utils import Conv1D
 from cri.attribution.ekfac import EKFAC, fit_ekfac, sample_labels
 from cri.attribution.gradients import gradient_scores
 from cri.attribution.influence import influence
-from cri.attribution.layers import find_blocks
 from cri.attribution.outputs import log_likelihood, margin
-from cri.data import TokenTable
+from cri.attribution.per_example import find_blocks
+from cri.data.token_table import TokenTable
 from cri.errors import CorruptRunError, CriError
-from cri.studies.opponents import kronfluence_scores, linear_only
+from cri.studies.performance.baselines import kronfluence_scores, linear_only
 
 OFF = {"bos_token_id": None, "eos_token_id": None}
 QUIET = {"progress": False}

@@ -12,23 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cri import interventions as iv
-from cri.activations import Site, residual_sites
 from cri.config import RunConfig, TrainConfig
-from cri.controls import trace_owner
+from cri.data.tokenization import build_tokenizer, encode_texts
 from cri.errors import CriError
 from cri.formats import FORMATS, make_format
+from cri.formats.rules.task_rules import task_rule
+from cri.formats.shuffled import trace_owner
+from cri.formats.traces import Edit, join
 from cri.interventions import continuations as going_on
 from cri.interventions.edits import alternatives, executed_steps, steps_done, written_trace
 from cri.interventions.knockout import StepTokens
 from cri.interventions.pairs import IGNORE, read_accounts
 from cri.interventions.probes import control_labels
-from cri.materials import prepare
-from cri.models import build_model, to_bridge
-from cri.rules import task_rule
+from cri.models.activations import Site, residual_sites
+from cri.models.loading import build_model, to_bridge
 from cri.tasks import make_task
-from cri.tokenization import build_tokenizer, encode_texts
-from cri.traces import Edit, join
-from cri.train import load_run, train_run
+from cri.training.runs import load_run, train_run
+from cri.training.setup import prepare
 
 SCRATCHPAD = RunConfig(
     format="scratchpad", tokenizer="digit", task_params={"size": 14}, split_params={"half_side": 2},
@@ -504,8 +504,8 @@ def test_edited_rules_are_programs_that_answer_otherwise():
         source = iv.edited_source(task, kind)
         if kind in ("removed", "unrelated"):
             continue
-        from cri.rulecode import parse_rule
-        from cri.tracer import trace_rule
+        from cri.formats.rules.language import parse_rule
+        from cri.formats.rules.tracer import trace_rule
 
         answers[kind] = trace_rule(parse_rule(source), *task_rule(task).arguments(47, 85)).result
     assert answers["unchanged"] == [1, 3, 2]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cri.data import encode, task_tokenizer
+from cri.data.splits import make_split
+from cri.data.token_table import encode, task_tokenizer
 from cri.errors import CriError
 from cri.formats import FORMATS, make_format
-from cri.lengths import n_pairs, pair, sample_pairs
-from cri.splits import make_split
 from cri.tasks import make_task, task_from_dict
+from cri.tasks.length_sampling import n_pairs, pair, sample_pairs
 
 
 @pytest.mark.parametrize("n_digits", [1, 2])

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 
 from cri.errors import CriError
-from cri.studies.lso_figures import draw_prediction
-from cri.studies.lso_map import PRESETS, draw, run
-from cri.studies.lso_tables import case_table, region_table, ring_table, square_table, step_table
+from cri.studies.lso_map.figures import draw_prediction
+from cri.studies.lso_map.study import PRESETS, draw, run
+from cri.studies.lso_map.tables import case_table, region_table, ring_table, square_table, step_table
 from cri.tasks import make_task
-from cri.train import load_run, train_run
+from cri.training.runs import load_run, train_run
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_figures_come_from_the_tables_alone(study, tmp_path):
 
 def planted(config, correct):
     """A prediction table of one run of `config` in which exactly the cases `correct` are answered rightly."""
-    from cri.splits import make_split
+    from cri.data.splits import make_split
 
     task = make_task(config.task, **config.task_params)
     split = make_split(task, config.split, **config.split_params)
@@ -70,7 +70,7 @@ def planted(config, correct):
 def test_a_model_that_fails_exactly_on_unseen_steps_is_recognised():
     """On the paper's grid, and with its count of failing cells that have a unit carry."""
     from cri.config import RunConfig
-    from cri.coverage import step_coverage
+    from cri.data.step_coverage import step_coverage
 
     config = RunConfig(format="scratchpad")
     unseen = lambda task, split: step_coverage(task, split)["n_unseen"].to_numpy() > 0  # noqa: E731

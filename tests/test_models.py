@@ -7,8 +7,7 @@ import torch
 
 from cri.config import RunConfig
 from cri.errors import CriError, MissingDependencyError
-from cri.materials import prepare
-from cri.models import (
+from cri.models.loading import (
     LoraConfig,
     add_lora,
     build_model,
@@ -18,6 +17,7 @@ from cri.models import (
     save_model,
     to_bridge,
 )
+from cri.training.setup import prepare
 
 
 @pytest.fixture(scope="module", params=["nano", "nano-rope"])

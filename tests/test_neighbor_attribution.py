@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from cri.errors import CriError
-from cri.runs import write_json
-from cri.studies.neighbor_attribution import PRESETS, causal_text, run
-from cri.studies.neighbor_figures import draw
-from cri.studies.neighbor_tables import causal
+from cri.storage import write_json
+from cri.studies.neighbor_attribution.figures import draw
+from cri.studies.neighbor_attribution.study import PRESETS, causal_text, run
+from cri.studies.neighbor_attribution.tables import causal
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from cri.attribution import baselines
 from cri.attribution.neighbors import METRICS, nearest, similarity, whiten
-from cri.data import TokenTable
+from cri.data import case_relations
+from cri.data.token_table import TokenTable
 from cri.errors import CriError, UnknownNameError
 from cri.tasks import make_task
 
@@ -110,8 +111,8 @@ def test_baselines_against_the_cases(name: str) -> None:
     order = rng.permutation(task.n_cases)
     train, test = np.sort(order[:40]), np.sort(order[40:60])
     distance = baselines.nearest_operands(task, train, test)
-    operands = baselines.shared_operands(task, train, test)
-    steps = baselines.shared_steps(task, train, test)
+    operands = case_relations.shared_operands(task, train, test)
+    steps = case_relations.shared_steps(task, train, test)
     counts = Counter(step for case in task.case_steps for step in set(case))
     for i, c in enumerate(train):
         for j, t in enumerate(test):
@@ -128,7 +129,7 @@ def test_baselines_against_the_cases(name: str) -> None:
 
 
 def test_same_answer_ignores_missing_labels() -> None:
-    scores = baselines.same_answer(np.array(["1", "2", ""]), np.array(["2", ""]))
+    scores = case_relations.same_answer(np.array(["1", "2", ""]), np.array(["2", ""]))
     np.testing.assert_array_equal(scores, [[0, 0], [1, 0], [0, 0]])
 
 
@@ -144,7 +145,7 @@ def test_nearer_cases_with_the_answer_count_for_more() -> None:
 
 def test_informative_steps_refuses_a_frequency_out_of_range() -> None:
     with pytest.raises(CriError, match="max_frequency"):
-        baselines.informative_steps(make_task("addition", size=5), 0.0)
+        case_relations.informative_steps(make_task("addition", size=5), 0.0)
 
 
 def table(rows: list[list[int]]) -> TokenTable:

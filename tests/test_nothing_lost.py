@@ -16,8 +16,8 @@ import pytest
 
 from cri.config import RunConfig, TrainConfig
 from cri.errors import CorruptRunError, CriError
-from cri.runs import file_sha256, read_json
-from cri.train import load_run, train_run
+from cri.storage import file_sha256, read_json
+from cri.training.runs import load_run, train_run
 
 CONFIG = RunConfig(
     task_params={"size": 10}, split_params={"half_side": 1}, train=TrainConfig(steps=60, batch_size=32, lr=2e-3)
@@ -29,10 +29,12 @@ DRIVER = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
-from cri import checkpoints, evaluation, runs
+from cri.training import checkpoints
+from cri.evaluation import decoding as evaluation
+from cri import storage as runs
 from cri.config import RunConfig
-from cri.train import train_run
-import cri.training, cri.models, transformers
+from cri.training.runs import train_run
+import cri.training.trainer, cri.models.loading, transformers
 
 torch.set_num_threads(1)
 config = RunConfig.from_dict(json.loads(sys.argv[1]))
@@ -164,7 +166,8 @@ def test_killed_at_every_write_and_while_decoding(uninterrupted, tmp_path):
 
 def start(config: RunConfig, out: Path, **options) -> subprocess.Popen[str]:
     code = (
-        "import json, sys; from pathlib import Path; from cri.config import RunConfig; from cri.train import train_run;"
+        "import json, sys; from pathlib import Path; from cri.config import RunConfig;"
+        "from cri.training.runs import train_run;"
         "config = RunConfig.from_dict(json.loads(sys.argv[1]));"
         "print(train_run(config, Path(sys.argv[2]), device='cpu', checkpoint_every=7, evals=4, progress=False))"
     )
@@ -229,7 +232,7 @@ def test_no_room_for_a_file_is_one_error_and_the_run_goes_on_later(uninterrupted
 @pytest.fixture
 def other_code(monkeypatch):
     """The task has changed since."""
-    from cri.data import texts
+    from cri.data.token_table import texts
     from cri.tasks import Addition
 
     texts.cache_clear()
@@ -241,9 +244,9 @@ def other_code(monkeypatch):
 @pytest.fixture
 def interrupted(tmp_path, monkeypatch) -> Path:
     """A run that stopped after its second checkpoint."""
-    import cri.training
+    import cri.training.trainer
 
-    real = cri.training.Trainer.run
+    real = cri.training.trainer.Trainer.run
 
     def run(self, until, *args, **options):
         if until > 15:
@@ -251,7 +254,7 @@ def interrupted(tmp_path, monkeypatch) -> Path:
         real(self, until, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cri.training.Trainer, "run", run)
+        patch.setattr(cri.training.trainer.Trainer, "run", run)
         with pytest.raises(KeyboardInterrupt):
             train_run(CONFIG, tmp_path, device="cpu", checkpoint_every=7, evals=4, progress=False)
     (folder,) = tmp_path.iterdir()

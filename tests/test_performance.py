@@ -15,13 +15,13 @@ import torch
 from cri.cli import run_command
 from cri.config import RunConfig
 from cri.errors import MissingDependencyError
-from cri.evaluation import decode
-from cri.materials import prepare
-from cri.runs import read_json
-from cri.studies.opponents import kronfluence_scores, timed_generate
-from cri.studies.performance import PRESETS, PerformanceConfig, run
-from cri.studies.performance_parts import PARTS
-from cri.studies.performance_rows import quickest, row
+from cri.evaluation.decoding import decode
+from cri.storage import read_json
+from cri.studies.performance.baselines import kronfluence_scores, timed_generate
+from cri.studies.performance.parts import PARTS
+from cri.studies.performance.rows import quickest, row
+from cri.studies.performance.study import PRESETS, PerformanceConfig, run
+from cri.training.setup import prepare
 
 MINIATURE = dataclasses.replace(PRESETS["test"], device="cpu")
 

@@ -13,10 +13,10 @@ from cri.attribution.ekfac import fit_ekfac
 from cri.attribution.gradients import gradient_scores
 from cri.attribution.influence import influence
 from cri.config import RunConfig, TrainConfig
-from cri.data import TokenTable
-from cri.jointly import initial_of
-from cri.materials import prepare
-from cri.training import Trainer
+from cri.data.token_table import TokenTable
+from cri.ensembles.engine import initial_of
+from cri.training.setup import prepare
+from cri.training.trainer import Trainer
 
 K = 6
 CONFIG = RunConfig(

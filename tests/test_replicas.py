@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import weakref
 from typing import TYPE_CHECKING
 
@@ -12,21 +11,18 @@ import pandas as pd
 import pytest
 import torch
 
-import cri.evaluation
-import cri.jointly
-from cri.bank import AnswerReader, bank_margins, load_bank, stacked_decode
+import cri.ensembles.engine
+import cri.evaluation.decoding
 from cri.config import RunConfig, TrainConfig
+from cri.ensembles.bank import AnswerReader, bank_margins, load_bank, stacked_decode
+from cri.ensembles.engine import Replica
+from cri.ensembles.stacked import Layout, Member, StackedForward, StackedTrainer
+from cri.ensembles.train import train_replicas
 from cri.errors import CorruptRunError, CriError
-from cri.evaluation import decode, predictions
-from cri.graphs import GraphedStep
-from cri.jointly import Replica
-from cri.materials import prepare
-from cri.replicas import train_replicas
-from cri.run_groups import train_run_group
-from cri.runs import read_json
-from cri.stacked import Layout, Member, StackedForward, StackedTrainer
-from cri.train import load_run
-from cri.training import Trainer
+from cri.evaluation.decoding import decode, predictions
+from cri.training.compilation import GraphedStep
+from cri.training.setup import prepare
+from cri.training.trainer import Trainer
 
 CONFIG = RunConfig(
     task_params={"size": 15}, split_params={"half_side": 2}, train=TrainConfig(steps=40, batch_size=48, lr=2e-3)
@@ -275,8 +271,8 @@ def test_a_bank_interrupted_between_parts_trains_the_rest_only(bank, replicas, t
             raise KeyboardInterrupt
         return real(materials, chosen, *args, **options)
 
-    real = cri.jointly.train_stack
-    monkeypatch.setattr(cri.jointly, "train_stack", counting)
+    real = cri.ensembles.engine.train_stack
+    monkeypatch.setattr(cri.ensembles.engine, "train_stack", counting)
     options = {"device": "cpu", "method": "stacked", "progress": False}
     with pytest.raises(KeyboardInterrupt):
         train_replicas(CONFIG, replicas, tmp_path, chunk=2, **options)
@@ -307,10 +303,9 @@ def test_a_stack_killed_within_a_part_goes_on_from_its_checkpoint(bank, replicas
     pd.testing.assert_frame_equal(again.table, bank.table)
 
 
-@pytest.mark.parametrize("group", [False, True])
-def test_out_of_memory_halves_the_stack(bank, replicas, tmp_path, monkeypatch, group):
+def test_out_of_memory_halves_the_stack(bank, replicas, tmp_path, monkeypatch):
     """The trainer that failed is gone before the smaller one is made."""
-    trainers, alive, real, free = [], [], StackedTrainer.run, cri.jointly.give_memory_back
+    trainers, alive, real, free = [], [], StackedTrainer.run, cri.ensembles.engine.give_memory_back
 
     def small(self, until, **options):
         trainers.append(weakref.ref(self))
@@ -324,17 +319,11 @@ def test_out_of_memory_halves_the_stack(bank, replicas, tmp_path, monkeypatch, g
         alive.append([ref() for ref in trainers if ref() is not None])
 
     monkeypatch.setattr(StackedTrainer, "run", small)
-    monkeypatch.setattr(cri.jointly, "give_memory_back", counting)
-    if group:
-        configs = [CONFIG.replace(seed=seed, steps=10) for seed in range(3)]
-        with pytest.warns(UserWarning, match="out of device memory"):
-            paths = train_run_group(configs, tmp_path, device="cpu", chunk=3, progress=False)
-        assert [load_run(path).config for path in paths] == configs
-    else:
-        options = {"device": "cpu", "method": "stacked", "progress": False}
-        with pytest.warns(UserWarning, match="out of device memory"):
-            path = train_replicas(CONFIG, replicas, tmp_path, chunk=3, **options)
-        assert (load_bank(path).correct == bank.correct).mean() > 0.99
+    monkeypatch.setattr(cri.ensembles.engine, "give_memory_back", counting)
+    options = {"device": "cpu", "method": "stacked", "progress": False}
+    with pytest.warns(UserWarning, match="out of device memory"):
+        path = train_replicas(CONFIG, replicas, tmp_path, chunk=3, **options)
+    assert (load_bank(path).correct == bank.correct).mean() > 0.99
     assert len(trainers) == 5  # three members, two, then one at a time
     assert alive == [[]] * 5
 
@@ -357,9 +346,9 @@ def test_out_of_memory_in_decoding_costs_no_training(bank, replicas, tmp_path, m
         logits = small(StackedForward.logits, lambda forward, flat, ids, first: ids.shape[0] * ids.shape[1])
         monkeypatch.setattr(StackedForward, "logits", logits)
     else:
-        batch = small(cri.evaluation._decode_batch, lambda model, prompt, *args: len(prompt))
-        monkeypatch.setattr(cri.evaluation, "_decode_batch", batch)
-        monkeypatch.setattr(cri.jointly, "decodes_stacked", lambda tokens: False)
+        batch = small(cri.evaluation.decoding._decode_batch, lambda model, prompt, *args: len(prompt))
+        monkeypatch.setattr(cri.evaluation.decoding, "_decode_batch", batch)
+        monkeypatch.setattr(cri.ensembles.engine, "decodes_stacked", lambda tokens: False)
     run = StackedTrainer.run
     monkeypatch.setattr(
         StackedTrainer, "run", lambda self, *a, **k: (trained.append(len(self.flat)), run(self, *a, **k))
@@ -375,7 +364,7 @@ def test_a_finished_training_outlives_lack_of_memory(replicas, tmp_path, monkeyp
         raise torch.cuda.OutOfMemoryError("no room")
 
     options = {"device": "cpu", "method": "stacked", "progress": False}
-    for module, name in ((cri.jointly, "stacked_decode"), (StackedTrainer, "restore")):
+    for module, name in ((cri.ensembles.engine, "stacked_decode"), (StackedTrainer, "restore")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, no_room)
             with pytest.raises(CriError, match="training is finished"):
@@ -415,26 +404,6 @@ def test_a_diverged_replica_does_not_harm_the_others(replicas, tmp_path):
     assert table["loss"][0] == pytest.approx(np.mean(losses), rel=1e-4)
 
 
-def test_runs_trained_together_are_ordinary_runs(tmp_path):
-    configs = [CONFIG, CONFIG.replace(seed=1), CONFIG.replace(split="random", split_params={}, lr=1e-3)]
-    paths = train_run_group(configs, tmp_path / "a", device="cpu", chunk=2, progress=False)
-    for config, path in zip(configs, paths, strict=True):
-        run = load_run(path)
-        assert run.config == config
-        model = prepare(config).model
-        Trainer(model, run.tokens, run.split.train_ids, config.train).run(config.train.steps)
-        assert_same_function(run.model, model, prepare(config))
-        table = predictions(run.model, run.tokenizer, run.tokens, run.task, run.format, run.split)
-        np.testing.assert_array_equal(table["correct"], run.predictions["correct"])
-        rows = [json.loads(line) for line in (path / "metrics.jsonl").open()]
-        assert rows[-1]["step"] == config.train.steps
-        assert read_json(path / "manifest.json")["trained_together"]["runs"] in (1, 2)
-    before = [(path / "complete.json").stat().st_mtime_ns for path in paths]
-    assert train_run_group(configs, tmp_path / "a", device="cpu", chunk=2, progress=False) == paths
-    assert before == [(path / "complete.json").stat().st_mtime_ns for path in paths]
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == sorted(p.name for p in paths)
-
-
 def test_bad_input_names_the_field(replicas, tmp_path):
     with pytest.raises(CriError, match="replicas: none"):
         train_replicas(CONFIG, [], tmp_path)
@@ -442,8 +411,6 @@ def test_bad_input_names_the_field(replicas, tmp_path):
         train_replicas(CONFIG, [replicas[0], Replica(0, np.zeros(225, dtype=bool))], tmp_path)
     with pytest.raises(CriError, match="chunk"):
         train_replicas(CONFIG, replicas, tmp_path, chunk=0)
-    with pytest.raises(CriError, match="may differ only in"):
-        train_run_group([CONFIG, CONFIG.replace(steps=41)], tmp_path, device="cpu", chunk=2)
     with pytest.raises(CriError, match="lora"):
         train_replicas(CONFIG.replace(lora=True), replicas, tmp_path, device="cpu", method="stacked", progress=False)
     materials = prepare(CONFIG)
@@ -465,7 +432,7 @@ def test_memory_is_estimated_from_above_and_not_far(name):
     config = SHAPES[name]
     materials = prepare(config)
     layout = Layout(materials.model)
-    estimate = cri.jointly.bytes_per_replica(materials, layout)
+    estimate = cri.ensembles.engine.bytes_per_replica(materials, layout)
     rows = [layout.flatten(materials.model)] * 2
     members = [Member(row, materials.split.train_ids, 0, 1e-3, 0.0, config.train.batch_size) for row in rows]
     trainer = StackedTrainer(materials.model, layout, materials.tokens, members, config.train, "cpu")

@@ -11,24 +11,28 @@ import pandas as pd
 import pytest
 import torch
 
-from cri.attribution import retrainings
-from cri.attribution.baselines import grid_distance, mirror_images, shared_steps
-from cri.attribution.leave_out import DESIGNS, leave_out, mirror_designs
 from cri.attribution.outputs import log_likelihood
-from cri.attribution.removals import random_removal, removal_groups
-from cri.attribution.retrainings import load_retrainings, log_odds, retrain
-from cri.bank import load_bank
 from cri.config import RunConfig, TrainConfig
-from cri.coverage import step_coverage
+from cri.data.case_relations import grid_distance, mirror_images, shared_steps
+from cri.data.held_out import DESIGNS, leave_out, mirror_designs
+from cri.data.splits import Split, square
+from cri.data.step_coverage import step_coverage
+from cri.ensembles.bank import load_bank
+from cri.ensembles.engine import Replica
 from cri.errors import CorruptRunError, CriError
-from cri.jointly import Replica
-from cri.materials import prepare
-from cri.plots.removals import flip_curves
-from cri.splits import Split, square
-from cri.studies import attribution_quality, bank_plans, counterfactual_removal, leave_x_out, retraining_bank
-from cri.studies.leave_out_tables import sliding_summary, symmetry_table
-from cri.studies.quality_tables import top_k_table
+from cri.plots.retraining import flip_curves
+from cri.retraining import bank as retraining_bank
+from cri.retraining import plans as bank_plans
+from cri.retraining import records as retrainings
+from cri.retraining.records import load_retrainings, log_odds, retrain
+from cri.retraining.removals import random_removal, removal_groups
+from cri.studies.attribution_quality import study as attribution_quality
+from cri.studies.attribution_quality.tables import top_k_table
+from cri.studies.counterfactual_removal import study as counterfactual_removal
+from cri.studies.leave_x_out import study as leave_x_out
+from cri.studies.leave_x_out.tables import sliding_summary, symmetry_table
 from cri.tasks import make_task
+from cri.training.setup import prepare
 
 TINY = RunConfig(
     task_params={"size": 8}, split_params={"half_side": 1}, train=TrainConfig(steps=12, batch_size=16, lr=5e-3)
@@ -225,7 +229,7 @@ def test_an_interrupted_record_goes_on_without_training_again(records, tmp_path,
         patch.setattr(retrainings, "_measure", killed)
         with pytest.raises(KeyboardInterrupt):
             retrain(tmp_path / "more", TINY, _replicas(3, "square:1"), queries, tables, method="stacked", **options)
-    monkeypatch.setattr("cri.jointly.train_stack", killed)  # trained models must be found, not made
+    monkeypatch.setattr("cri.ensembles.engine.train_stack", killed)  # trained models must be found, not made
     again = load_retrainings(
         retrain(tmp_path / "more", TINY, _replicas(3, "square:1"), queries, tables, method="stacked", **options)
     )
@@ -421,7 +425,7 @@ def test_bad_input_is_one_line_and_exit_code_2(module, args, message, tmp_path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [module, *args])
     with pytest.raises(SystemExit) as stop:
-        importlib.import_module(f"cri.studies.{module}").main()
+        importlib.import_module(f"cri.studies.{module}.__main__").main()
     assert stop.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1

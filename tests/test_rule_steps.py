@@ -14,10 +14,13 @@ from cri import plots
 from cri.cli import run_command
 from cri.config import RunConfig
 from cri.errors import CriError
-from cri.runs import write_json
-from cri.studies import rule_steps, rule_steps_figures, rule_steps_measures, rule_steps_tables
-from cri.studies.rule_steps import PRESETS, RuleSteps, Subject, check_formats, run
-from cri.train import load_run
+from cri.storage import write_json
+from cri.studies.rule_steps import figures as rule_steps_figures
+from cri.studies.rule_steps import measures as rule_steps_measures
+from cri.studies.rule_steps import study as rule_steps
+from cri.studies.rule_steps import tables as rule_steps_tables
+from cri.studies.rule_steps.study import PRESETS, RuleSteps, Subject, check_formats, run
+from cri.training.runs import load_run
 
 KEYS = {"task": "addition", "format": "scratchpad", "tokenizer": "digit"}
 
@@ -219,7 +222,7 @@ def test_subjects():
 
 
 def test_help_needs_no_torch():
-    code = "import sys, cri.studies.rule_steps; assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
+    code = "import sys, cri.studies.rule_steps.study; assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -272,8 +275,8 @@ def test_the_miniature_from_end_to_end(runs, tmp_path):
 @pytest.mark.slow
 def test_interchange_knockout_and_probes_from_end_to_end(runs, tiny_run, tmp_path):
     """A scratchpad model that solves its grid, and a direct one, given as finished runs."""
-    from cri.recipes import recipe
-    from cri.train import train_run
+    from cri.training.recipes import recipe
+    from cri.training.runs import train_run
 
     trained = train_run(
         recipe(

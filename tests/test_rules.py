@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cri.errors import CriError, UnknownNameError
-from cri.rulecode import parse_rule
-from cri.rules import RULES, add_digits, task_rule
-from cri.steps import digits
+from cri.formats.rules.language import parse_rule
+from cri.formats.rules.task_rules import RULES, add_digits, task_rule
+from cri.formats.rules.tracer import trace_rule
+from cri.formats.traces import Edit
 from cri.tasks import TASKS, make_task
-from cri.tracer import trace_rule
-from cri.traces import Edit
+from cri.tasks.steps import digits
 
 SETTINGS = settings(deadline=None, max_examples=60)
 DIGITS = st.lists(st.integers(0, 9), max_size=5)

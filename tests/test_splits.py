@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cri.data.splits import depth, in_square, make_split, remove_cases
 from cri.errors import CriError
-from cri.splits import depth, in_square, make_split, remove_cases
 from cri.tasks import TASKS, make_task
 
 REFERENCE = [json.loads(line) for line in (Path(__file__).parent / "reference_cases.jsonl").read_text().splitlines()]

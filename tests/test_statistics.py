@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cri import splits, statistics
+from cri import statistics
 from cri.attribution import baselines
+from cri.data import case_relations, splits
 from cri.errors import CriError
 from cri.statistics.verdict import BOTH, MIN_TESTS, NEARBY, OUTPUT, STEPS, UNDECIDED, decide, overall, verdicts
 from cri.tasks import Task, make_task
@@ -60,7 +61,7 @@ def test_groups_are_a_partition_by_precedence(name: str) -> None:
     answers = [task.answers[i] for i in split.test_ids]
     g = statistics.make_groups(task, split.train_ids, split.test_ids, answers)
     steps = [set(s) for s in task.case_steps]
-    informative = baselines.informative_steps(task)
+    informative = case_relations.informative_steps(task)
     for j in (0, 40, 80):
         t = split.test_ids[j]
         for i in range(0, len(split.train_ids), 37):
@@ -80,7 +81,7 @@ def test_groups_are_a_partition_by_precedence(name: str) -> None:
     near = (g.codes == 0).sum(axis=0)
     assert (near >= g.n_near).all()
     # one ring less would have been too few
-    inner = baselines.grid_distance(task, split.train_ids, split.test_ids) < g.radius
+    inner = case_relations.grid_distance(task, split.train_ids, split.test_ids) < g.radius
     assert (inner.sum(axis=0) < g.n_near).all()
     base = g.base_rates()
     assert base["base"].sum() == pytest.approx(1)
@@ -97,7 +98,7 @@ def test_groups_by_answer_are_a_partition_that_knows_mirror_images(task: Task, s
     image = {operands: i for i, operands in enumerate(task.operands)}
     for column, test in enumerate(split.test_ids[::7].tolist()):
         a, b = task.operands[test]
-        away = baselines.grid_distance(task, split.train_ids, np.array([image[b, a]]))[:, 0]
+        away = case_relations.grid_distance(task, split.train_ids, np.array([image[b, a]]))[:, 0]
         own = names[:, 7 * column]
         close = (away <= g.radius[7 * column]) & ~g.near[:, 7 * column] & g.answer[:, 7 * column] & (a != b)
         np.testing.assert_array_equal(own == "mirror_same_answer", close)
@@ -181,7 +182,7 @@ def test_planted_distance_enriches_near_and_holds_among_equal_outputs(task: Task
 def test_planted_answer_enriches_same_answer_and_nothing_among_equal_outputs(
     task: Task, groups: statistics.Groups
 ) -> None:
-    scores = baselines.same_answer(groups.train_labels, groups.test_labels)
+    scores = case_relations.same_answer(groups.train_labels, groups.test_labels)
     table = enriched(task, groups, scores)
     assert table.loc["same_answer", "low"] > 20
     assert table.loc["near", "low"] > 1  # near cases with the answer: what the matched contrast is for
@@ -195,10 +196,10 @@ def test_planted_answer_enriches_same_answer_and_nothing_among_equal_outputs(
 
 
 def test_planted_steps_and_operands_enrich_their_groups(task: Task, groups: statistics.Groups) -> None:
-    steps = baselines.shared_steps(task, groups.train_ids, groups.test_ids)
+    steps = case_relations.shared_steps(task, groups.train_ids, groups.test_ids)
     assert enriched(task, groups, steps).loc["same_step", "low"] > 5
     assert contrasts(task, groups, steps).loc["step", "low"] > 0.99
-    operands = baselines.shared_operands(task, groups.train_ids, groups.test_ids)
+    operands = case_relations.shared_operands(task, groups.train_ids, groups.test_ids)
     table = enriched(task, groups, operands)
     assert table["estimate"].idxmax() == "same_operand"
 
@@ -255,7 +256,7 @@ def test_matched_against_loops(groups: statistics.Groups) -> None:
 
 
 def test_contrasts_hold_each_other_and_graded_outputs_fixed(task: Task, groups: statistics.Groups) -> None:
-    steps = baselines.shared_steps(task, groups.train_ids, groups.test_ids)
+    steps = case_relations.shared_steps(task, groups.train_ids, groups.test_ids)
     assert contrasts(task, groups, steps).loc["near", "estimate"] == 0.5
     assert contrasts(task, groups, steps, "excess").loc["near", "estimate"] == pytest.approx(0, abs=1e-9)
     distance = baselines.nearest_operands(task, groups.train_ids, groups.test_ids)
@@ -295,7 +296,7 @@ def test_vote_against_counting(groups: statistics.Groups, task: Task) -> None:
 
 def test_vote_of_planted_neighbours(groups: statistics.Groups, task: Task) -> None:
     true = statistics.labels(task.answers[i] for i in groups.test_ids)
-    table = statistics.vote(baselines.same_answer(groups.train_labels, groups.test_labels), groups, true, K)
+    table = statistics.vote(case_relations.same_answer(groups.train_labels, groups.test_labels), groups, true, K)
     assert (table["agrees"] == 1).all()
     assert (table["agrees_true"] == table["correct"]).all()
 
@@ -471,8 +472,8 @@ def planted_tables(task: Task, split: splits.Split, kind: str) -> tuple[pd.DataF
         g = statistics.make_groups(task, train, test, predicted)
         noise = np.random.default_rng(seed).normal(size=g.codes.shape)
         plant = {
-            "near": -0.3 * baselines.grid_distance(task, train, test),
-            "step": 3 * baselines.shared_steps(task, train, test),
+            "near": -0.3 * case_relations.grid_distance(task, train, test),
+            "step": 3 * case_relations.shared_steps(task, train, test),
             "output": np.zeros(g.codes.shape),
         }[kind]
         scores = noise + (model != "untrained") * 5 * g.answer + (model == "square") * plant

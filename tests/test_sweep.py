@@ -43,16 +43,16 @@ def test_failed_runs_are_listed_and_tried_again(tmp_path, capsys):
 
 
 def test_an_unforeseen_error_does_not_end_the_others(tmp_path, monkeypatch):
-    import cri.train
+    import cri.training.runs
 
-    real = cri.train.train_run
+    real = cri.training.runs.train_run
 
     def broken(config, *args, **options):
         if config.seed == 0:
             raise RuntimeError("a bug")
         return real(config, *args, **options)
 
-    monkeypatch.setattr(cri.train, "train_run", broken)
+    monkeypatch.setattr(cri.training.runs, "train_run", broken)
     configs = list(SweepConfig(splits=("square",), seeds=(0, 1), **SMALL).run_configs())
     table = sweep(configs, tmp_path, jobs=1, device="cpu")
     assert table["status"].tolist() == ["failed", "done"]

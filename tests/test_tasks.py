@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cri.errors import CriError
-from cri.steps import Step, add_steps, digits, halve_steps, mul_steps, sub_steps, to_base
 from cri.tasks import TASKS, make_task, task_from_dict
+from cri.tasks.steps import Step, add_steps, digits, halve_steps, mul_steps, sub_steps, to_base
 
 REFERENCE = [json.loads(line) for line in (Path(__file__).parent / "reference_cases.jsonl").read_text().splitlines()]
 PAPER = {

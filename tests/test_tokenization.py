@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from cri.data import encode, task_tokenizer, texts
+from cri.data.token_table import encode, task_tokenizer, texts
+from cri.data.tokenization import build_tokenizer, encode_texts, number_tokens
 from cri.errors import CriError
 from cri.formats import FORMATS, make_format
 from cri.tasks import TASKS, make_task
-from cri.tokenization import build_tokenizer, encode_texts, number_tokens
 
 NUMBER = build_tokenizer("number", ["0+0=\n,C:-<>"])
 DIGIT = build_tokenizer("digit", ["0+0=\n,C:-<>"])

@@ -16,10 +16,10 @@ import torch
 
 from cri.config import RunConfig
 from cri.errors import CorruptRunError, CriError
-from cri.evaluation import predictions
-from cri.recipes import recipe
-from cri.runs import config_hash, file_sha256, mark_complete, read_json, verify, write_json
+from cri.evaluation.decoding import predictions
+from cri.storage import config_hash, file_sha256, mark_complete, read_json, verify, write_json
 from cri.train import load_run, train_run, train_runs, with_recipe
+from cri.training.recipes import recipe
 from tests.conftest import TINY
 
 
@@ -113,7 +113,7 @@ def test_runs_in_parallel_equal_runs_in_turn(tmp_path):
 
 
 def test_square_cases_are_never_trained_on(tiny_run):
-    from cri.batches import batch_order
+    from cri.training.batches import batch_order
 
     order = batch_order(tiny_run.split.train_ids, tiny_run.tokens.lengths.numpy(), batch_size=32, steps=50, seed=0)
     assert tiny_run.split.train[order].all()
@@ -162,7 +162,15 @@ def test_help_is_quick(module):
 
 def test_command_line_prints_where_the_run_lies(tmp_path):
     done = command(
-        "cri.train", "--out", str(tmp_path), "--task-params", "size=12", "--split-params", "half_side=1", "--steps", "5"
+        "cri.train",
+        "--out",
+        str(tmp_path),
+        "--task-params",
+        "size=12",
+        "--split-params",
+        "half_side=1",
+        "--steps",
+        "5",
     )
     assert done.returncode == 0, done.stderr
     assert load_run(done.stdout.strip()).config.train.steps == 5

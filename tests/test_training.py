@@ -18,16 +18,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cri.attention import has_dropout, unmasked
-from cri.batches import BatchStream, batch_order, learning_rates
-from cri.checkpoints import read_checkpoint, write_checkpoint
 from cri.config import RunConfig, TrainConfig
 from cri.errors import CorruptRunError, CriError
-from cri.graphs import Traced
-from cri.materials import prepare, resolve_device
-from cri.models import LoraConfig, add_lora, merge_lora
-from cri.processes import process_rank
-from cri.training import Trainer, labels_of, summed_loss, target_logits
+from cri.models.attention import has_dropout, unmasked
+from cri.models.loading import LoraConfig, add_lora, merge_lora
+from cri.training.batches import BatchStream, batch_order, learning_rates
+from cri.training.checkpoints import read_checkpoint, write_checkpoint
+from cri.training.compilation import Traced
+from cri.training.distributed import process_rank
+from cri.training.setup import prepare, resolve_device
+from cri.training.trainer import Trainer, labels_of, summed_loss, target_logits
 
 CONFIG = RunConfig(
     task_params={"size": 15}, split_params={"half_side": 2}, train=TrainConfig(steps=24, batch_size=32, lr=1e-3)
@@ -367,7 +367,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from cri.config import RunConfig
-from cri.train import train_run
+from cri.training.runs import train_run
 config = RunConfig.from_dict(json.loads(sys.argv[1]))
 train_run(config, Path(sys.argv[2]), device="cpu", checkpoint_every=10, evals=2, progress=False)
 """

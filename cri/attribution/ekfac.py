@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from cri.attribution.gradients import gradient_coverage
-from cri.attribution.layers import Block, Captured, Part, capture, find_blocks, parts, summed_squares
 from cri.attribution.outputs import Output, log_likelihood
+from cri.attribution.per_example import Block, Captured, Part, capture, find_blocks, parts, summed_squares
 from cri.attribution.streaming import NOT_FINITE, batches, on_model, plan_memory
-from cri.data import TokenTable
+from cri.data.token_table import TokenTable
 from cri.errors import CorruptRunError, CriError, out_of_range, unknown_name
 
 LABELS = ("sampled", "empirical")

@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from cri.attribution.layers import evaluating, find_blocks
 from cri.attribution.outputs import Output, log_likelihood
+from cri.attribution.per_example import evaluating, find_blocks
 from cri.attribution.streaming import hold, on_model, plan_memory, stream
-from cri.data import TokenTable
+from cri.data.token_table import TokenTable
 from cri.errors import CriError
 
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from cri.attribution.ekfac import EKFAC, fisher_gradients
-from cri.attribution.layers import materialise, parts
 from cri.attribution.outputs import Output, log_likelihood
+from cri.attribution.per_example import materialise, parts
 from cri.attribution.streaming import hold, on_model, plan_memory, stream
-from cri.data import TokenTable
+from cri.data.token_table import TokenTable
 from cri.errors import out_of_range
 
 

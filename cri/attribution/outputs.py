@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from cri.data import TokenTable
+from cri.data.token_table import TokenTable
 
 Output = Callable[[Float[Tensor, "case next vocab"], TokenTable], Float[Tensor, " case"]]
 """One number a case from the logits (position t scores the token at t + 1) and the tokens; larger means

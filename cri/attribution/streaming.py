@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cri.attribution.layers import Block, Part, capture, inner, materialise, parts, squared_norms
 from cri.attribution.outputs import Output
-from cri.data import TokenTable
+from cri.attribution.per_example import Block, Part, capture, inner, materialise, parts, squared_norms
+from cri.data.token_table import TokenTable
 from cri.errors import CriError, out_of_range
 
 Held = Float[Tensor, "query _"] | list[Part]

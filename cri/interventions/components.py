@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from cri.materials import Materials
-from cri.models import to_bridge
-from cri.train import Run
+from cri.models.loading import to_bridge
+from cri.training.runs import Run
+from cri.training.setup import Materials
 
 if TYPE_CHECKING:
     import pandas as pd

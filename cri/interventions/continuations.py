@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from cri.data import TokenTable
+from cri.data.token_table import TokenTable
+from cri.data.tokenization import encode_texts
 from cri.errors import CriError
-from cri.evaluation import decode
-from cri.materials import Materials
-from cri.tokenization import encode_texts
-from cri.train import Run
+from cri.evaluation.decoding import decode
+from cri.training.runs import Run
+from cri.training.setup import Materials
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from cri.controls import trace_owner
-from cri.coverage import step_counts
+from cri.data.step_coverage import step_counts
 from cri.errors import CriError, out_of_range, unknown_name
+from cri.evaluation.scoring import step_text
 from cri.formats import Format, make_format
+from cri.formats.shuffled import trace_owner
+from cri.formats.traces import Edit, TraceLine, check_edit, join
 from cri.interventions.continuations import continuations, encodable
-from cri.materials import Materials
-from cri.readings import step_text
-from cri.steps import Step
 from cri.tasks import BaseAddition, Task
-from cri.traces import Edit, TraceLine, check_edit, join
-from cri.train import Run
+from cri.tasks.steps import Step
+from cri.training.runs import Run
+from cri.training.setup import Materials
 
 if TYPE_CHECKING:
     import pandas as pd

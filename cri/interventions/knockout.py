@@ -16,11 +16,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cri.errors import CriError, out_of_range
+from cri.formats.traces import join
 from cri.interventions.continuations import encode_with_ends
 from cri.interventions.edits import steps_done, written_trace
-from cri.materials import Materials
-from cri.traces import join
-from cri.train import Run
+from cri.training.runs import Run
+from cri.training.setup import Materials
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,14 +19,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cri.data.tokenization import encode_texts
 from cri.errors import CriError, unknown_name
 from cri.formats import Format, make_format
+from cri.formats.traces import Edit, TraceLine, join
 from cri.interventions.continuations import encode_with_ends
-from cri.materials import Materials
 from cri.tasks import Task
-from cri.tokenization import encode_texts
-from cri.traces import Edit, TraceLine, join
-from cri.train import Run
+from cri.training.runs import Run
+from cri.training.setup import Materials
 
 Variable = Literal["carry", "digit", "loop"]
 VARIABLES: tuple[Variable, ...] = ("carry", "digit", "loop")

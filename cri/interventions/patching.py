@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cri.activations import Site, check_sites
-from cri.attention import unmasked
 from cri.errors import CriError, out_of_range, unknown_name
 from cri.interventions.pairs import Pairs, read_accounts
+from cri.models.activations import Site, check_sites
+from cri.models.attention import unmasked
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,14 +15,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cri.activations import Site, collect
+from cri.data.tokenization import encode_texts
 from cri.errors import CriError, unknown_name
 from cri.interventions.pairs import IGNORE, Pairs
-from cri.materials import Materials
-from cri.steps import digits
+from cri.models.activations import Site, collect
 from cri.tasks import Addition, BaseAddition, Task
-from cri.tokenization import encode_texts
-from cri.train import Run
+from cri.tasks.steps import digits
+from cri.training.runs import Run
+from cri.training.setup import Materials
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,6 +1,6 @@
 """Rule edits: another rule in the prompt, the same question. Whose rule does the trace then execute?
 
-What each rule answers comes from running it (`cri.tracer`). Only cases for which the prompt's rule and
+What each rule answers comes from running it (`cri.formats.rules.tracer`). Only cases for which the prompt's rule and
 the trained one answer differently can tell.
 """
 
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cri.errors import CriError, unknown_name
+from cri.formats.rules.language import Rule, parse_rule
+from cri.formats.rules.task_rules import task_rule
+from cri.formats.rules.tracer import trace_rule
+from cri.formats.traces import join
 from cri.interventions.continuations import continuations, encodable
-from cri.materials import Materials
-from cri.rulecode import Rule, parse_rule
-from cri.rules import task_rule
 from cri.tasks import Task
-from cri.tracer import trace_rule
-from cri.traces import join
-from cri.train import Run
+from cri.training.runs import Run
+from cri.training.setup import Materials
 
 if TYPE_CHECKING:
     import pandas as pd

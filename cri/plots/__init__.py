@@ -6,8 +6,7 @@ colour and a format the same marker in every figure.
 """
 
 from cri.plots.curves import distance_correctness, enrichment_curves, matched_curves, ring_accuracy
-from cri.plots.maps import accuracy_map, category_map, embedding_map, frame_square, grid_map, score_map
-from cri.plots.steps import (
+from cri.plots.interventions import (
     agreement_map,
     component_bars,
     effect_map,
@@ -16,6 +15,7 @@ from cri.plots.steps import (
     probe_bars,
     rule_edit_bars,
 )
+from cri.plots.maps import accuracy_map, category_map, embedding_map, frame_square, grid_map, score_map
 from cri.plots.style import (
     BEST,
     ERROR_COLORS,

@@ -55,7 +55,7 @@ ERROR_COLORS = {
     "format": "#888888",
     "truncated": "#000000",
 }
-"""First deviations of a trace (`cri.traces.ERROR_KINDS`), and generations that ran out of room."""
+"""First deviations of a trace (`cri.formats.traces.ERROR_KINDS`), and generations that ran out of room."""
 
 _STYLE: Any = {
     "font.size": 8,

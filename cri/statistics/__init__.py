@@ -4,9 +4,9 @@ Scores are [train, test], larger meaning closer, aligned to the ids in `Groups`.
 tidy DataFrames; `estimate` and `paired` turn them into means with bootstrap intervals.
 """
 
+from cri.data.case_groups import BY_ANSWER, GROUPS, Groups, by_answer, labels, make_groups, matched_size
 from cri.statistics.agreement import agreement
 from cri.statistics.enrichment import TopK, enrichment, matched, neighbor_distance, top_k, vote
-from cri.statistics.groups import BY_ANSWER, GROUPS, Groups, by_answer, labels, make_groups, matched_size
 from cri.statistics.intervals import (
     Interval,
     auc,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num, Shaped
 
+from cri.data.case_groups import GROUPS, Groups
 from cri.errors import CriError, out_of_range
-from cri.statistics.groups import GROUPS, Groups
 
 if TYPE_CHECKING:
     import pandas as pd

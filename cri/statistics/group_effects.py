@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, Int8, Num
 
+from cri.data.case_groups import GROUPS
 from cri.errors import CriError
 from cri.statistics.datamodels import Resamples
-from cri.statistics.groups import GROUPS
 from cri.statistics.intervals import LEVEL
 from cri.statistics.removal_index import NEAR, STEP, index, read
 

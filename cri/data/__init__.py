@@ -1,0 +1,1 @@
+"""Which cases are held out, the tokens of every case, and how cases relate to each other."""

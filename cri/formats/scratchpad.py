@@ -1,0 +1,207 @@
+r"""The scratchpad grammar: the state of a digit-by-digit calculation, one line a step.
+
+A *block* calculates one quantity `x OP y`:
+
+    x OP y,ANSWER,C:CARRY      state: remaining digits, answer so far, carry; once at the start, then
+                               after every step (a final carry is one more line without a step)
+    VALUE                      the block's result, the answer so far copied
+
+    +   units first; both operands lose their last digit at every step: 99+99,,C:0 / 9+9,8,C:1 / ...
+    -   the same with borrows as C:-1; zeros in front of the answer so far are kept (-,019,C:0) and
+        dropped in the result (19)
+    *   by one digit: the first operand loses its last digit, the factor stays: 84*2,,C:0 / 8*2,8,C:0
+    /   by two, most significant digit first: 256/2,,C:0 / 56/2,1,C:0 / 6/2,12,C:1 / /2,128,C:0; the
+        carry is the remainder that the next digit is read with, zeros in front are dropped in the result
+
+A block which does not start from the question itself is introduced by its equation, `x OP y=`. The
+tasks are sequences of blocks:
+
+    addition, base_addition      a+b
+    mod_addition                 a+b, then a comparison `224>=113` followed by the block 224-113, or
+                                 `92<113` followed by the result again
+    linear_regression            (a*slope_a, unless it is 1) (b*slope_b, unless it is 1), their sum,
+                                 and the sum with the intercept; every block with its equation
+    chicken_rabbit               legs/2, then minus heads (the rabbits), then heads minus rabbits (the
+                                 chickens), every block with its equation; then the answer's sentence
+
+The last line is the task's answer. The first two rows of tasks reproduce the public data of arXiv
+2402.17709 (GraphPKU/Case_or_Rule) byte for byte; the last two are ours in the same grammar.
+
+Line kinds: `state`, `result`, `equation`, `compare`, `answer`. Elements: `x`, `y` (remaining operands),
+`answer` (so far), `digit` (its newest digit), `carry` in states; `x`, `y` in equations; `x`, `relation`,
+`y` in comparisons; `answer` in results and in the last line, whose sentence also has `rabbits` and
+`chickens`. A state line executes the step that leads to it. `result` lines are those which others follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cri.errors import CriError
+from cri.formats.traces import Edit, TraceLine, TraceWriter
+from cri.tasks import Addition, BaseAddition, ChickenRabbit, LengthAddition, LinearRegression, ModAddition, Task
+from cri.tasks.steps import Step, to_base
+
+_OPS = {"+": "add", "-": "sub", "*": "mul", "/": "halve"}
+
+
+def scratchpad_trace(task: Task, a: int, b: int, edit: Edit | None = None) -> list[TraceLine]:
+    """The scratchpad of case (a, b), or what the rule writes on from an edited element.
+
+    With an `edit`, the lines before it are those of the case, the edited line carries the new text, and
+    everything after follows from the edited state. Raises `CriError` where the edit names no element of
+    the trace, or a text that its element cannot hold.
+    """
+    writer = _Scratchpad(edit)
+    match task:
+        case BaseAddition():
+            base = task.base
+            writer.result(writer.block("+", to_base(a, base), to_base(b, base), base), last=True)
+        case ModAddition():
+            _mod_addition(writer, a, b, task.modulus)
+        case Addition() | LengthAddition():
+            writer.result(writer.block("+", str(a), str(b)), last=True)
+        case LinearRegression():
+            _linear_regression(writer, a, b, task)
+        case ChickenRabbit():
+            _chicken_rabbit(writer, a, b)
+        case _:
+            raise CriError(f"format: task {task.name} has no scratchpad")
+    return writer.finish()
+
+
+def _mod_addition(writer: _Scratchpad, a: int, b: int, modulus: int) -> None:
+    total = writer.result(writer.block("+", str(a), str(b)))
+    if writer.compare(total, str(modulus)):
+        total = writer.equation("-", total, str(modulus))
+    writer.result(total, last=True)
+
+
+def _linear_regression(writer: _Scratchpad, a: int, b: int, task: LinearRegression) -> None:
+    terms = [
+        str(operand) if slope == 1 else writer.result(writer.equation("*", str(operand), str(slope)))
+        for operand, slope in ((a, task.slope_a), (b, task.slope_b))
+    ]
+    total = writer.result(writer.equation("+", *terms))
+    writer.result(writer.equation("+", total, str(task.intercept)), last=True)
+
+
+def _chicken_rabbit(writer: _Scratchpad, legs: int, heads: int) -> None:
+    pairs = writer.result(writer.equation("/", str(legs), "2"))
+    rabbits = writer.result(writer.equation("-", pairs, str(heads)))
+    chickens = writer.result(writer.equation("-", str(heads), rabbits))
+    start = writer.length
+    writer.put("There are ")
+    writer.number("rabbits", rabbits, "answer")
+    writer.put(" rabbits and ")
+    writer.number("chickens", chickens, "answer")
+    writer.put(" chickens.")
+    writer.mark("answer", start, writer.length, "answer")
+    writer.end_line("answer", last=True)
+
+
+class _Scratchpad(TraceWriter):
+    """A trace writer that knows the grammar; every value is returned as written, after an edit."""
+
+    def number(self, name: str, text: str, role: str, *, allow_empty: bool = False) -> str:
+        written = self.element(name, text, role)
+        if not ((written.isascii() and written.isdigit()) or (allow_empty and not written)):
+            raise self._illegal(name, written, "digits")
+        return written
+
+    def _illegal(self, name: str, text: str, allowed: str) -> CriError:
+        return CriError(f"edit.text: {text!r} is not allowed for {name!r}; must be {allowed}")
+
+    def result(self, answer: str, last: bool = False) -> str:
+        """The line with a block's result, without zeros in front."""
+        value = self.number("answer", answer, "answer" if last else "copy")
+        self.end_line("answer" if last else "result", last=last)
+        return value
+
+    def equation(self, op: str, x: str, y: str) -> str:
+        """The line `x OP y=` and the block that it introduces; returns the block's answer."""
+        x = self.number("x", x, "copy")
+        self.put(op)
+        y = self.number("y", y, "copy")
+        self.put("=")
+        self.end_line("equation")
+        return self.block(op, x, y)
+
+    def compare(self, x: str, y: str) -> bool:
+        """The line that compares two whole numbers; returns whether x >= y."""
+        x = self.number("x", x, "copy")
+        relation = ">=" if int(x) >= int(y) else "<"
+        # the relation precedes y but is worked out from it; an edited y changes the next line only
+        relation = self.element("relation", relation, "compare")
+        if relation not in (">=", "<"):
+            raise self._illegal("relation", relation, "'>=' or '<'")
+        y = self.number("y", y, "copy")
+        self.end_line("compare", Step("compare", int(x), int(y), 0), executes=True)
+        return relation == ">="
+
+    def block(self, op: str, x: str, y: str, base: int = 10) -> str:
+        """The state lines of `x OP y`; returns the answer without superfluous zeros in front."""
+        advance = _ADVANCE[op]
+        x, y, answer, carry = self._state(op, x, y, "", 0, None)
+        while x or (y and op in "+-") or (carry > 0 and op in "+*"):
+            step, digit, new_x, new_y, new_carry = advance(x, y, carry, base)
+            executed = Step(_OPS[op], *step, carry) if step != (None, None) else None
+            answer = answer + digit if op == "/" else digit + answer
+            x, y, answer, carry = self._state(op, new_x, new_y, answer, new_carry, executed)
+        return answer if op in "+*" else answer.lstrip("0") or "0"
+
+    def _state(self, op: str, x: str, y: str, answer: str, carry: int, step: Step | None) -> tuple[str, str, str, int]:
+        x = self.number("x", x, "copy", allow_empty=True)
+        self.put(op)
+        y = self.number("y", y, "copy", allow_empty=True)
+        self.put(",")
+        start, newest = self.length, len(answer) - 1 if op == "/" else 0
+        digit = self.edited("digit") if answer else None
+        if digit is not None:
+            if len(digit) != 1:
+                raise self._illegal("digit", digit, "one digit")
+            answer = answer[:newest] + digit + answer[newest + 1 :]
+        answer = self.number("answer", answer, "copy", allow_empty=True)
+        if answer:
+            newest = len(answer) - 1 if op == "/" else 0
+            self.mark("digit", start + newest, start + newest + 1, "digit")
+        self.put(",C:")
+        text = self.element("carry", str(carry), "carry")
+        if not text.removeprefix("-").isdecimal():
+            raise self._illegal("carry", text, "an integer")
+        self.end_line("state", step, executes=step is not None)
+        return x, y, answer, int(text)
+
+
+_Advance = tuple[tuple[int | None, int | None], str, str, str, int]
+"""(digits read, digit written, remaining x, remaining y, carry)"""
+
+
+def _last(digits: str) -> int | None:
+    return int(digits[-1]) if digits else None
+
+
+def _add(x: str, y: str, carry: int, base: int) -> _Advance:
+    total = (_last(x) or 0) + (_last(y) or 0) + carry
+    return (_last(x), _last(y)), str(total % base), x[:-1], y[:-1], total // base
+
+
+def _sub(x: str, y: str, carry: int, base: int) -> _Advance:
+    total = (_last(x) or 0) - (_last(y) or 0) + carry
+    return (_last(x), _last(y)), str(total % base), x[:-1], y[:-1], total // base
+
+
+def _mul(x: str, y: str, carry: int, base: int) -> _Advance:
+    factor = int(y or "0")
+    total = (_last(x) or 0) * factor + carry
+    return (_last(x), factor if x else None), str(total % base), x[:-1], y, total // base
+
+
+def _halve(x: str, y: str, carry: int, base: int) -> _Advance:
+    total, divisor = carry * base + int(x[0]), int(y or "0")
+    if divisor == 0:
+        raise CriError("edit.text: division by zero")
+    return (int(x[0]), divisor), str(total // divisor), x[1:], y, total % divisor
+
+
+_ADVANCE: dict[str, Callable[[str, str, int, int], _Advance]] = {"+": _add, "-": _sub, "*": _mul, "/": _halve}

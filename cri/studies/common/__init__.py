@@ -1,0 +1,1 @@
+"""What studies share: records of tables, families of models."""

@@ -1,0 +1,1 @@
+"""Does a prediction change when the cases that it might rest on are removed and the model is retrained?"""

@@ -1,0 +1,177 @@
+"""The figures of `counterfactual_removal`, drawn from its recorded tables, without a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cri import plots
+from cri.plots.retraining import index_strip, removal_effects
+from cri.plots.worth import worth_points
+from cri.studies.common.family import family_order, family_title, span
+from cri.tasks.planted import PLANTED
+
+FAMILY = ["task", "format", "tokenizer", "split"]
+EVERYWHERE = "all"
+PLACES = {
+    "all": "all regions", "square": "in the square", "centre": "centre", "edge": "edge", "outside": "outside",
+    "random": "random split",
+}  # fmt: skip
+CONTROLS = {"relabelled": "groups relabelled", "untrained": "untrained models"}
+_PLANTED_ROWS = {"patchwork": "cases only", "digit_table": "steps only"}
+
+
+def _title(key: dict[str, str]) -> str:
+    if key["task"] in PLANTED:
+        return f"planted:\n{_PLANTED_ROWS[key['task']]}"
+    return f"{family_title(key)}\n{key['split']} split"
+
+
+def _families(table: pd.DataFrame) -> list[tuple[dict[str, str], pd.DataFrame]]:
+    """Planted ones last."""
+    found = [(dict(zip(FAMILY, key, strict=True)), part) for key, part in table.groupby(FAMILY, sort=False)]
+    return sorted(
+        found, key=lambda item: (item[0]["task"] in PLANTED, family_order(item[0]), item[0]["split"] != "square")
+    )
+
+
+def _effects(groups: pd.DataFrame, target: str) -> Any:
+    """One row of panels a size, one column a family."""
+    groups = groups[groups["target"] == target]
+    families = _families(groups)
+    sizes = sorted(groups["size"].unique().tolist())
+    widths = [max(part["region"].nunique(), 2.4) for _, part in families]
+    fig, axes = plots.figure(len(sizes), len(families), (2.1, 2.0), width_ratios=widths)
+    for j, (key, part) in enumerate(families):
+        for i, size in enumerate(sizes):
+            ax, rows = axes[i, j], part[part["size"] == size]
+            if len(rows) == 0:
+                ax.set_visible(False)
+                continue
+            removal_effects(rows, ax, legend=False)
+            ax.set_title(_title(key) if i == 0 or not axes[i - 1, j].get_visible() else "")
+            tests, seeds = int(rows["n_tests"].max()), int(rows["n_runs"].max())
+            ax.set_xlabel(f"{rows['n_removed'].mean():.0f} cases removed on average\n{tests} test cases, {seeds} seeds")
+            ax.set_ylabel("drop of log-odds\nbeyond random" if j == 0 else "")
+    handles, names = next(ax.get_legend_handles_labels() for ax in axes.flat if ax.get_visible())
+    fig.legend(handles, names, loc="outside lower center", ncols=4)
+    return fig
+
+
+def _rows(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a trained model in the order to draw, with its `group` (one a family; all planted ones together and
+    first: the instrument before what it is used on) and `name`."""
+    main = table["removed"].mode().iloc[0] if "removed" in table else None
+    rows = []
+    for row in table[table["model"] == "trained"].to_dict("records"):
+        planted = row["task"] in PLANTED
+        row["group"] = "planted mechanisms" if planted else family_title(row)
+        kind = list(_PLANTED_ROWS).index(row["task"]) if planted else 0
+        row["order"] = (
+            not planted, kind, *family_order(row), list(PLACES).index(row["region"]), -row.get("removed", 0)
+        )  # fmt: skip
+        share = f", {row['removed']:.0%} removed" if row.get("removed") != main else ""
+        kind = f"{_PLANTED_ROWS[row['task']]}, " if planted else ""
+        row["name"] = f"{kind}{PLACES[row['region']]}{share} (n = {row['n']})"
+        rows.append(row)
+    return pd.DataFrame(sorted(rows, key=lambda row: row["order"]))
+
+
+def _strips(table: pd.DataFrame, cases: pd.DataFrame | None, keys: list[str], title: str) -> Any:
+    """The index of trained models, and the same rows for each control beside it.
+
+    Args:
+        table: rows of all models, told apart by `model` and `keys`.
+        cases: as `index_strip` takes them, with `keys` for `group` and `name`.
+    """
+    rows = _rows(table)
+    controls = [name for name in CONTROLS if name in set(table["model"])]
+    height = 1.1 + 0.17 * (len(rows) + rows["group"].nunique())
+    widths = [2.4, *[1.0] * len(controls)]
+    fig, axes = plots.figure(1, len(widths), (7.4 / len(widths), height), width_ratios=widths)
+    labels = rows[[*keys, "group", "name"]]
+    index_strip(rows, None if cases is None else cases.merge(labels, on=keys), axes[0, 0])
+    axes[0, 0].set_title(title)
+    for ax, control in zip(axes[0, 1:], controls, strict=True):
+        beside = table[table["model"] == control].drop(columns="n")
+        index_strip(labels.merge(beside, on=keys, how="left"), None, ax, pale=True)
+        ax.set_yticklabels([])
+        ax.set_title(f"control:\n{CONTROLS[control]}")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    fig.legend(
+        handles, names, loc="outside lower center", ncols=len(names),
+        title="removal index of the mean effects with its 95 % interval, coloured by its reading", title_fontsize=7,
+    )  # fmt: skip
+    return fig
+
+
+def _index(index: pd.DataFrame, cases: pd.DataFrame) -> Any:
+    """From designed removals, at the largest size of each family."""
+    index = index[(index["target"] == "prediction") & (index["size"] == index.groupby(FAMILY)["size"].transform("max"))]
+    cases = cases[cases["target"] == "prediction"]
+    # every case again in the row of all regions together
+    cases = pd.concat([cases, cases.assign(region=EVERYWHERE)], ignore_index=True)
+    title = f"designed removals of up to {span(index['size'])} cases,\n{span(index['n_seeds'])} seeds"
+    return _strips(index, cases, [*FAMILY, "size", "region"], title)
+
+
+def _dose_index(table: pd.DataFrame) -> Any:
+    """From random subsets: the worth of so many near cases against that of as many that share a step."""
+    share = f"{table['removed'].mode().iloc[0]:.0%} removed"
+    title = f"{span(table['n_subsets'])} random subsets, {share},\n{span(table['n_seeds'])} seeds"
+    return _strips(table, None, [*FAMILY, "removed", "region"], title)
+
+
+def _worth(doses: pd.DataFrame) -> Any:
+    """What ten more training cases of each kind are worth: one row of panels a family, one column a region."""
+    families = list(dict.fromkeys(doses["family"]))
+    regions = [r for r in ("square", "outside", "random") if r in set(doses["region"])]
+    fig, axes = plots.figure(len(families), len(regions), (2.45, 1.8), sharex="row")
+    for i, family in enumerate(families):
+        for j, region in enumerate(regions):
+            ax = axes[i, j]
+            rows = doses[(doses["family"] == family) & (doses["region"] == region)]
+            if len(rows) == 0:
+                ax.set_visible(False)
+                continue
+            worth_points(rows, ax, names=j == 0)
+            first = rows.iloc[0]
+            where = {"square": "in the held-out square", "outside": "outside it", "random": "random split"}[region]
+            seeds = f"{first['n_seeds']} seed" + ("s" if first["n_seeds"] > 1 else "")
+            title = f"{where} (n = {first['n_queries']})\n{first['n_subsets']} halves, {seeds}"
+            ax.set_title(title if len(families) == 1 else f"{family if j == 0 else ''}\n{title}")
+    if len(families) == 1:
+        fig.suptitle(families[0], fontsize=8)
+    fig.supxlabel("change of the right answer's log-odds for ten more training cases of a kind", fontsize=8)
+    return fig
+
+
+def draw(tables: Path, figures: Path) -> list[Path]:
+    """Draws every figure of the study from the tables in a folder; returns the files written."""
+    t = {p.stem: pd.read_csv(p) for p in sorted(tables.glob("*.csv"))}
+    cases = t["cases"]
+    if "cases_other" in t:
+        other = t["cases_other"].rename(columns={"index": "cri", "index_low": "cri_low", "index_high": "cri_high"})
+        cases = pd.concat([cases, other], ignore_index=True)
+    prefix = f"counterfactual_removal_{tables.name}"
+    with plots.style():
+        drawn = {"index": _index(t["index"], cases)}
+        if "dose_index" in t:
+            drawn["dose_index"] = _dose_index(t["dose_index"])
+        if "doses_matched" in t:
+            halves = t["doses_matched"][t["doses_matched"]["removed"] == 0.5]
+            rows = [row for row in halves.to_dict("records") if row["task"] not in PLANTED]
+            worth = pd.DataFrame([{**row, "family": family_title(row)} for row in sorted(rows, key=family_order)])
+            # both tokenizers of the direct format together: what one hides from the model the other shows
+            main = (worth["task"] == "addition") & (worth["format"] == "direct")
+            for name, part in (("worth", worth[main]), ("worth_others", worth[~main])):
+                if len(part):
+                    drawn[name] = _worth(part)
+        # addition beside its calibration, the other tasks apart: one row of panels holds no more
+        main = t["groups"]["task"].isin(["addition", *PLANTED])
+        for name, part in (("effects", t["groups"][main]), ("effects_tasks", t["groups"][~main])):
+            if len(part):
+                drawn[name] = _effects(part, "prediction")
+        return [path for name, fig in drawn.items() for path in plots.save_figure(fig, figures / f"{prefix}_{name}")]

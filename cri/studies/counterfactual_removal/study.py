@@ -1,0 +1,94 @@
+"""Does a prediction change when the cases that it might rest on are removed and the model is retrained?
+
+`python -m cri.studies.counterfactual_removal [preset] [--option ...]` takes the recorded retrainings of
+`cri.retraining.bank` (and makes them where none are recorded), measures what removing nearby cases does beside
+cases that share a rule step, an operand, the answer, or nothing, and ends with the removal index of every model and
+its calibration on planted mechanisms.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from cri.cli import run_command
+from cri.errors import out_of_range, unknown_name
+from cri.retraining import bank as retraining_bank
+from cri.studies.common.records import code_hash, write_record
+
+NAME = "counterfactual_removal"
+
+
+@dataclass(frozen=True)
+class CounterfactualRemoval:
+    """Which retrainings to read."""
+
+    bank: str = "cpu"
+    """Preset of `retraining_bank` whose records are read, and made where there are none; it names the folder of tables
+    and the figures."""
+    records: Path = Path("studies") / retraining_bank.NAME
+    """Folder of recorded retrainings."""
+    n_boot: int = 2000
+    """Bootstrap samples."""
+    record: Path = Path("studies") / NAME
+    """Folder of recorded tables."""
+    figures: Path = Path("figures")
+    jobs: int = 0
+    """Models trained at once on CPU; 0 is one a core."""
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.bank not in retraining_bank.PRESETS:
+            raise unknown_name("bank", self.bank, retraining_bank.PRESETS)
+        if self.n_boot < 100:
+            raise out_of_range("n_boot", self.n_boot, "at least 100")
+
+
+PRESETS = {
+    "cpu": CounterfactualRemoval(),
+    "gpu": CounterfactualRemoval(bank="gpu"),
+    "test": CounterfactualRemoval(bank="test", n_boot=200),
+}
+
+
+def run(config: CounterfactualRemoval) -> list[Path]:
+    """Makes tables and figures, prints the index and its calibration, returns the figures' paths."""
+    from cri.storage import locked
+    from cri.studies.counterfactual_removal.figures import draw
+    from cri.studies.counterfactual_removal.tables import compute
+
+    started = time.perf_counter()
+    source = retraining_bank.find_or_make(config, retraining_bank.DESIGNED_REMOVALS)
+    folder = config.record / config.bank
+    tables = compute(source, config.n_boot)
+    with locked(folder):
+        facts = {
+            "bank": config.bank,
+            "models": retraining_bank.PRESETS[config.bank].shape,
+            "records": retraining_bank.checksums(source, "base", "removals-*", "subsets-*", "near-sizes"),
+            "n_boot": config.n_boot,
+            "code": code_hash("counterfactual_removal/tables.py"),
+            "seconds": round(time.perf_counter() - started, 1),
+        }
+        write_record(folder, tables, facts)
+    figures = draw(folder, config.figures)
+    index = tables["index"]
+    shown = index[index["target"] == "prediction"].drop(columns="target")
+    numbers = {"index": False, "float_format": lambda x: f"{x:.2f}"}
+    print(f"\nRemoval index\n{shown.to_string(**numbers)}")
+    if "dose_index" in tables:
+        print(f"\nRemoval index from random subsets\n{tables['dose_index'].to_string(**numbers)}")
+    if "calibration" in tables:
+        print(f"\nCalibration: patchwork against digit_table\n{tables['calibration'].to_string(**numbers)}")
+    print("\nTables", folder, "\nFigures", *figures, sep="\n  ")
+    return figures
+
+
+def main() -> None:
+    """`python -m cri.studies.counterfactual_removal`."""
+    run_command(CounterfactualRemoval, run, __doc__, presets=PRESETS, prog=f"python -m cri.studies.{NAME}")
+
+
+if __name__ == "__main__":
+    main()

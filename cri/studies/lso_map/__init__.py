@@ -1,0 +1,1 @@
+"""Where does the model fail? Leave-Square-Out maps beside their random-split control."""

@@ -1,0 +1,154 @@
+"""Where does the model fail? Leave-Square-Out maps beside their random-split control.
+
+Trains (or reuses) the runs of the chosen tasks, formats, splits and seeds, decodes the whole grid of
+each, and records accuracy by case and by ring from the square's border inwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cri.cli import run_command
+from cri.config import RunConfig
+from cri.errors import CriError
+from cri.tasks import TASKS
+from cri.training.recipes import recipe
+
+KEYS = ["task", "format", "tokenizer", "model", "split"]
+"""What tells one map from another; seeds are averaged within a map."""
+STATUSES = ["right", "wrong", "truncated", "malformed"]
+
+
+@dataclass(frozen=True)
+class LsoMapConfig:
+    """Which runs to map. Each is trained by its task's recipe unless `steps` says otherwise."""
+
+    tasks: tuple[str, ...] = ("addition",)
+    formats: tuple[str, ...] = ("direct",)
+    tokenizers: tuple[str, ...] = ("number",)
+    models: tuple[str, ...] = ("nano",)
+    splits: tuple[str, ...] = ("square", "random")
+    seeds: tuple[int, ...] = (0,)
+    size: int = 0
+    """Grid size; 0 is the paper's."""
+    half_side: int = 10
+    """Half side of the held-out square."""
+    steps: int = 0
+    """Training steps; 0 is the recipe's."""
+    name: str = "cpu"
+    """Names the folder of tables and the figures."""
+    runs: Path = Path("runs")
+    """Folder of trained runs."""
+    record: Path = Path("studies/lso_map")
+    """Folder of recorded tables."""
+    figures: Path = Path("figures")
+    jobs: int = 0
+    """Runs trained at once on CPU; 0 is one a core."""
+    device: str = "auto"
+
+    def run_configs(self) -> Iterator[RunConfig]:
+        """One config a run, in the order of the tables."""
+        for task in self.tasks:
+            for fmt in self.formats:
+                for tokenizer in self.tokenizers:
+                    for model in self.models:
+                        for split in self.splits:
+                            for seed in self.seeds:
+                                yield self._run_config(task, fmt, tokenizer, model, split, seed)
+
+    def _run_config(self, task: str, fmt: str, tokenizer: str, model: str, split: str, seed: int) -> RunConfig:
+        config = recipe(task, fmt, tokenizer=tokenizer, model=model, split=split, seed=seed)
+        if self.size:
+            config = config.replace(task_params={"size": self.size})
+        if split == "square" and self.half_side != 10:
+            config = config.replace(split_params={"half_side": self.half_side})
+        return config.replace(steps=self.steps) if self.steps else config
+
+
+PRESETS: dict[str, LsoMapConfig] = {
+    "cpu": LsoMapConfig(),
+    "tasks": LsoMapConfig(tasks=tuple(TASKS), name="tasks"),
+    "scratchpad": LsoMapConfig(
+        formats=("scratchpad",), tokenizers=("number", "digit"), seeds=(0, 1, 2), name="scratchpad"
+    ),
+    "scratchpad-tasks": LsoMapConfig(
+        tasks=tuple(t for t in TASKS if t != "addition"), formats=("scratchpad",), name="scratchpad-tasks"
+    ),
+    "test": LsoMapConfig(size=24, half_side=3, steps=150, name="test"),
+}
+
+
+def run(config: LsoMapConfig) -> Path:
+    """Trains what is missing, records the tables, draws the figures; returns the folder of tables."""
+    import pandas as pd
+
+    from cri.storage import provenance, read_json, write_json, write_text
+    from cri.studies.lso_map.tables import case_table, region_table, ring_table, run_row, square_table, step_table
+    from cri.training.runs import load_predictions, train_runs
+
+    configs = list(config.run_configs())
+    if not configs:
+        raise CriError("tasks, formats, tokenizers, models, splits, seeds: give at least one of each")
+    paths = train_runs(configs, config.runs, jobs=config.jobs, device=config.device)
+    rows, parts = [], []
+    for run_config, path in zip(configs, paths, strict=True):
+        key = {k: getattr(run_config, k) for k in KEYS} | {"seed": run_config.seed, "run": path.name}
+        table = load_predictions(path)
+        parts.append(table.assign(**key))
+        rows.append(run_row(table, read_json(path / "manifest.json")) | key)
+    runs, cases = pd.DataFrame(rows)[_RUN_COLUMNS], pd.concat(parts, ignore_index=True)
+    tables = {
+        "runs": runs,
+        "cases": case_table(cases, configs),
+        "rings": ring_table(cases, config.half_side, configs),
+        "regions": region_table(cases, configs),
+        "steps": step_table(cases, configs),
+        "square": square_table(cases),
+    }
+    folder = config.record / config.name
+    for name, table in tables.items():
+        if table.empty:  # no format of this map writes steps
+            continue
+        write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.5g"))
+    shape = {"name": config.name, "size": config.size, "half_side": config.half_side}
+    write_json(folder / "manifest.json", {**shape, **provenance()})
+    print(runs.drop(columns=["run", "commit", "trained_on"]).to_string(index=False))
+    for figure in draw(folder, config.figures):
+        print(figure)
+    return folder
+
+
+_RUN_COLUMNS = [
+    *KEYS, "seed", "train_accuracy", "test_accuracy", "n_train", "n_test", *STATUSES, "train_seconds", "trained_on",
+    "commit", "run",
+]  # fmt: skip
+
+
+def draw(folder: Path, figures: Path) -> list[Path]:
+    """The figures, from the recorded tables alone."""
+    import pandas as pd
+
+    from cri.plots import style
+    from cri.storage import read_json
+    from cri.studies.lso_map.figures import draw_failures, draw_maps, draw_prediction, draw_rings
+
+    manifest = read_json(folder / "manifest.json")
+    cases = pd.read_csv(folder / "cases.csv", keep_default_na=False)
+    with style():
+        drawn = draw_maps(cases, manifest, figures) + draw_rings(pd.read_csv(folder / "rings.csv"), manifest, figures)
+        drawn += draw_failures(cases, manifest, figures)
+        if (folder / "square.csv").exists():
+            square, steps = (pd.read_csv(folder / f"{name}.csv") for name in ("square", "steps"))
+            drawn += draw_prediction(square, cases, steps, manifest, figures)
+        return drawn
+
+
+def main() -> None:
+    """`python -m cri.studies.lso_map`."""
+    run_command(LsoMapConfig, run, __doc__, presets=PRESETS, prog="python -m cri.studies.lso_map")
+
+
+if __name__ == "__main__":
+    main()

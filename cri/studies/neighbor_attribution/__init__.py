@@ -1,0 +1,1 @@
+"""Which training cases does a prediction in the held-out square rest on?"""

@@ -1,0 +1,195 @@
+"""Which training cases does a prediction in the held-out square rest on?
+
+`python -m cri.studies.neighbor_attribution [preset] [--option ...]` trains (or reuses) the square-split
+and the random-split model, scores every training case for every held-out one by activation neighbours,
+gradients and content baselines, compares groups of training cases with the controls beside them, and ends
+with the verdict table and the list of figures.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cri.cli import run_command
+from cri.config import RunConfig
+from cri.errors import out_of_range, unknown_name
+from cri.studies.common.records import code_hash, reusable, write_record
+from cri.training.recipes import recipe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NAME = "neighbor_attribution"
+METRICS = ("cosine", "euclidean", "whitened_cosine")
+
+
+@dataclass(frozen=True)
+class NeighborAttribution:
+    """Runs to compare, and how."""
+
+    task: str = "addition"
+    format: str = "direct"
+    tokenizer: str = "number"
+    model: str = "nano"
+    seeds: tuple[int, ...] = (0,)
+    """One square-split and one random-split run each."""
+    size: int = 0
+    """Grid size; 0 is the paper's."""
+    half_side: int = 10
+    """Half side of the held-out square at the task's centre."""
+    steps: int = 0
+    """Training steps; 0 is the recipe's."""
+    k: int = 10
+    """Neighbours that count as nearest."""
+    metrics: tuple[str, ...] = ("cosine", "euclidean")
+    """Of cosine, euclidean, whitened_cosine. The verdict needs cosine."""
+    n_boot: int = 2000
+    """Bootstrap samples."""
+    name: str = "cpu"
+    """Names the folder of tables and the figures."""
+    runs: Path = Path("runs")
+    """Folder of trained runs."""
+    record: Path = Path("studies/neighbor_attribution")
+    """Folder of recorded tables."""
+    removal: Path = Path("studies/counterfactual_removal/gpu")
+    """Recorded tables of `counterfactual_removal`, to lay the effect of removing each group beside its enrichment."""
+    figures: Path = Path("figures")
+    jobs: int = 0
+    """Runs trained at once on CPU; 0 is one a core."""
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise out_of_range("seeds", self.seeds, "one or more different whole numbers")
+        if self.k < 1:
+            raise out_of_range("k", self.k, "at least 1")
+        if self.n_boot < 100:
+            raise out_of_range("n_boot", self.n_boot, "at least 100")
+        for metric in self.metrics:
+            if metric not in METRICS:
+                raise unknown_name("metrics", metric, METRICS)
+        if "cosine" not in self.metrics:
+            raise out_of_range("metrics", self.metrics, "a list with cosine, on which the verdict rests")
+
+    def run_config(self, split: str, seed: int) -> RunConfig:
+        """The run of one split and seed, by the task's recipe."""
+        config = recipe(self.task, self.format, tokenizer=self.tokenizer, model=self.model, split=split, seed=seed)
+        if self.size:
+            config = config.replace(task_params={"size": self.size})
+        if split == "square" and self.half_side != 10:
+            config = config.replace(split_params={"half_side": self.half_side})
+        return config.replace(steps=self.steps) if self.steps else config
+
+
+PRESETS = {
+    "cpu": NeighborAttribution(),
+    "test": NeighborAttribution(size=24, half_side=4, steps=150, k=5, n_boot=200, name="test"),
+    # models of the shape that the CPU's retraining bank has, so that removals can be laid beside
+    "small": NeighborAttribution(
+        size=30,
+        half_side=3,
+        steps=500,
+        seeds=(0, 1, 2),
+        name="small",
+        removal=Path("studies/counterfactual_removal/cpu"),
+    ),
+    "full": NeighborAttribution(model="mini", seeds=(0, 1, 2), name="full"),
+}
+
+
+def _identity(config: NeighborAttribution, runs: list[Path]) -> dict[str, Any]:
+    """What the tables depend on: options, weights and code; not where things lie or how many cores work."""
+    from cri.storage import MARKER, file_sha256, read_json
+
+    elsewhere = ("name", "runs", "record", "figures", "removal", "jobs", "device")
+    options = {k: v for k, v in asdict(config).items() if k not in elsewhere}
+    return {
+        "options": json.loads(json.dumps(options)),
+        "runs": {path.name: _weights(read_json(path / MARKER)["sha256"]) for path in runs},
+        "removal": {
+            p.name: file_sha256(p) for p in sorted(config.removal.glob("*.csv")) if p.stem in ("groups", "doses")
+        },
+        "code": code_hash("neighbor_attribution/*.py"),
+    }
+
+
+def _weights(checksums: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in checksums.items() if name.endswith((".safetensors", ".csv"))}
+
+
+def run(config: NeighborAttribution) -> list[Path]:
+    """Makes runs, tables and figures, prints the verdict, and returns the figures' paths.
+
+    Tables made earlier by the same code from the same options and runs are reused.
+    """
+    import pandas as pd
+
+    from cri.storage import locked
+    from cri.studies.neighbor_attribution.figures import draw
+    from cri.tasks import make_task
+    from cri.training.runs import train_runs
+
+    started = time.perf_counter()
+    pairs = [[config.run_config(split, seed) for split in ("square", "random")] for seed in config.seeds]
+    paths = train_runs([c for pair in pairs for c in pair], config.runs, jobs=config.jobs, device=config.device)
+    folder = config.record / config.name
+    with locked(folder):
+        identity = _identity(config, paths)
+        if not reusable(folder, identity):
+            from cri.studies.neighbor_attribution.tables import compute
+
+            task = make_task(config.task, **pairs[0][0].task_params)
+            tables = compute(list(zip(paths[::2], paths[1::2], strict=True)), config)
+            facts = {
+                "identity": identity,
+                "square": [*task.center, config.half_side],
+                "axis_names": task.axis_names,
+                "seconds": round(time.perf_counter() - started, 1),
+            }
+            write_record(folder, tables, facts)
+    figures = draw(folder, config.figures)
+    for name, title in (("accuracy", "Accuracy"), ("overall", "Verdict (association, not causation)")):
+        print(f"\n{title}\n{pd.read_csv(folder / f'{name}.csv').to_string(index=False)}")
+    if (folder / "causal.csv").exists():
+        print(f"\nEnrichment beside the measured effect\n{causal_text(pd.read_csv(folder / 'causal.csv'))}")
+    print(f"\nEvidence\n{verdict_text(pd.read_csv(folder / 'verdicts.csv'))}")
+    print("\nTables", folder, "\nFigures", *figures, sep="\n  ")
+    return figures
+
+
+def verdict_text(table: pd.DataFrame) -> str:
+    """The verdict table for a terminal: each number with its interval."""
+    shown = table[["method", "site", "n"]].copy()
+    shown["site"] = shown["site"].str.removesuffix("@prompt_end")
+    for name, title in (("near_excess", "near"), ("near_vs_random", "- random"), ("near_vs_untrained", "- untrained"),
+                        ("step_excess", "step"), ("output_enrichment", "same answer")):  # fmt: skip
+        digits = 1 if name == "output_enrichment" else 2
+        columns = (table[name], table[f"{name}_low"], table[f"{name}_high"])
+        shown[title] = [
+            f"{x:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]" for x, low, high in zip(*columns, strict=True)
+        ]
+    return shown.assign(verdict=table["verdict"]).to_string(index=False)
+
+
+def causal_text(table: pd.DataFrame) -> str:
+    """Enrichment of each group by method, and in the first rows what its removal did and what its cases are worth."""
+    groups = table.drop_duplicates("group").set_index("group")
+    rows = {f"removed ({groups['n_removed'].mean():.0f} cases)": groups["effect"]}
+    rows[f"worth of {groups['per'].iloc[0]:.0f} more"] = groups["worth"]
+    for (method, site), part in table.groupby(["method", "site"], sort=False):
+        rows[f"{method}, {site.partition('@')[0]}"] = part.set_index("group")["enrichment"]
+    shown = type(table)(rows).T
+    return shown.to_string(float_format=lambda x: f"{x:.2f}")
+
+
+def main() -> None:
+    """`python -m cri.studies.neighbor_attribution`."""
+    run_command(NeighborAttribution, run, __doc__, presets=PRESETS, prog=f"python -m cri.studies.{NAME}")
+
+
+if __name__ == "__main__":
+    main()

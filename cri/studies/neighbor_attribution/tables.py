@@ -1,0 +1,388 @@
+"""The tables of `neighbor_attribution`: every model, method and site, scored and compared by group."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cri import statistics
+from cri.attribution import baselines
+from cri.attribution.ekfac import fit_ekfac
+from cri.attribution.gradients import gradient_scores
+from cri.attribution.influence import influence
+from cri.attribution.neighbors import nearest, similarity
+from cri.data import case_relations
+from cri.data.splits import depth
+from cri.data.token_table import TokenTable
+from cri.data.tokenization import encode_texts
+from cri.errors import CriError
+from cri.models.activations import collect, residual_sites
+from cri.models.loading import to_bridge
+from cri.storage import read_json
+from cri.training.runs import Run, load_run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from cri.studies.neighbor_attribution.study import NeighborAttribution
+
+KEYS = ["model", "set", "method", "site"]
+PARAMETERS, CONTENT = "all parameters", "no model"
+"""The sites of gradients and of content baselines."""
+STATUSES = ("right", "wrong", "truncated", "malformed")
+
+
+@dataclass
+class Collected:
+    """Per-test-case results of all runs and models, in pieces."""
+
+    enrichment: list[pd.DataFrame] = field(default_factory=list)
+    matched: list[pd.DataFrame] = field(default_factory=list)
+    vote: list[pd.DataFrame] = field(default_factory=list)
+    distance: list[pd.DataFrame] = field(default_factory=list)
+    groups: list[pd.DataFrame] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One model under study with the cases to score.
+
+    Attributes:
+        name: `square`, `random` or `untrained`.
+        run: whose task, tokens and predictions count (of the untrained control: the square run's).
+        model: the network.
+        train_ids, test_ids: all cases that some comparison needs.
+    """
+
+    name: str
+    run: Run
+    model: PreTrainedModel
+    train_ids: np.ndarray
+    test_ids: np.ndarray
+
+    @property
+    def predictions(self) -> list[str]:
+        return self.run.predictions["prediction"].to_numpy()[self.test_ids].tolist()
+
+
+def answered(run: Run, case_ids: np.ndarray) -> np.ndarray:
+    """Those of `case_ids` whose decoding ended with a readable answer: the others predict no label."""
+    return case_ids[run.predictions["status"].isin(["right", "wrong"]).to_numpy()[case_ids]]
+
+
+def with_predictions(run: Run, case_ids: np.ndarray) -> TokenTable:
+    """Token table of the cases with the completion the model *gave* as target, for gradients of its own
+    output."""
+    texts = run.predictions["completion"].astype(str).to_numpy()[case_ids].tolist()
+    prompts = [run.tokens.ids[i, : run.tokens.prompt_lengths[i]].tolist() for i in case_ids.tolist()]
+    rows = [p + c + [run.tokens.eos] for p, c in zip(prompts, encode_texts(run.tokenizer, texts), strict=True)]
+    ids = torch.full((len(rows), max(map(len, rows))), run.tokens.pad)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+    lengths = torch.tensor([len(row) for row in rows])
+    return TokenTable(ids, torch.tensor([len(p) for p in prompts]), lengths, run.tokens.pad, run.tokens.eos)
+
+
+def scored(subject: Subject, metrics: Sequence[str]) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(method, site, scores [train, test]) of every method, one at a time to bound memory."""
+    run, train, test = subject.run, subject.train_ids, subject.test_ids
+    bridge = to_bridge(subject.model, run.tokenizer)
+    cases = np.concatenate([train, test])
+    sites = residual_sites(bridge)
+    for site, vectors in collect(bridge, run.tokens, sites, cases).items():
+        for metric in metrics:
+            yield metric, str(site), similarity(vectors[: len(train)], vectors[len(train) :], metric)
+    own = with_predictions(run, test)
+    gradients = gradient_scores(subject.model, run.tokens[train], own, progress=sys.stderr.isatty())
+    yield "grad_dot", PARAMETERS, gradients.dot
+    yield "grad_cos", PARAMETERS, gradients.cos.astype(np.float32)
+    fisher = fit_ekfac(subject.model, run.tokens[train], progress=sys.stderr.isatty())
+    scores = influence(subject.model, fisher, run.tokens[train], own, progress=sys.stderr.isatty())
+    yield "ekfac", PARAMETERS, scores.astype(np.float32)
+    if subject.name == "untrained":
+        return  # content baselines do not depend on the model
+    task, answers = run.task, run.task.answers
+    train_labels = statistics.labels(answers[i] for i in train)
+    yield "same_answer", CONTENT, case_relations.same_answer(train_labels, statistics.labels(subject.predictions))
+    yield "shared_operand", CONTENT, case_relations.shared_operands(task, train, test)
+    yield "nearest_operands", CONTENT, baselines.nearest_operands(task, train, test)
+    yield "shared_step", CONTENT, case_relations.shared_steps(task, train, test)
+    yield "bm25", CONTENT, baselines.bm25(run.tokens[train], own)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """One choice of training and test cases of a subject, and the groups they make."""
+
+    name: str
+    groups: statistics.Groups
+    rows: np.ndarray
+    columns: np.ndarray
+    block: np.ndarray
+
+
+def comparison(
+    subject: Subject, name: str, train_ids: np.ndarray, test_ids: np.ndarray, n_near: int | None = None
+) -> Comparison:
+    rows, columns = np.searchsorted(subject.train_ids, train_ids), np.searchsorted(subject.test_ids, test_ids)
+    predictions = np.array(subject.predictions, dtype=object)[columns].tolist()
+    groups = statistics.make_groups(subject.run.task, train_ids, test_ids, predictions, n_near=n_near)
+    return Comparison(name, groups, rows, columns, statistics.grid_blocks(subject.run.task, test_ids))
+
+
+def measure(
+    subject: Subject,
+    comparisons: Sequence[Comparison],
+    config: NeighborAttribution,
+    out: Collected,
+    keep: Callable[[str, str, np.ndarray], None] | None = None,
+) -> None:
+    """Scores the subject by every method and adds the per-test-case results to `out`."""
+    run, seed = subject.run, subject.run.config.seed
+    true = statistics.labels(run.task.answers)
+    correct = run.predictions["correct"].to_numpy(dtype=bool)
+    rings = depth(run.task, run.task.center, config.half_side)
+    for c in comparisons:
+        table = c.groups.base_rates().assign(model=subject.name, set=c.name, run=seed, n_test=len(c.columns))
+        out.groups.append(table)
+    for method, site, scores in scored(subject, config.metrics):
+        if keep is not None:
+            keep(method, site, scores)
+        for c in comparisons:
+            full = scores.shape == (len(c.rows), len(c.columns))
+            part = scores if full else np.ascontiguousarray(scores[np.ix_(c.rows, c.columns)])
+            ids = c.groups.test_ids
+            keys = {"model": subject.name, "set": c.name, "method": method, "site": site, "run": seed}
+            k = min(config.k, len(c.rows))
+
+            def stack(
+                into: list[pd.DataFrame], table: pd.DataFrame, keys: dict[str, Any] = keys, c: Comparison = c
+            ) -> None:
+                block = np.repeat(c.block, len(table) // len(c.block))
+                into.append(table.assign(**keys, block=block))
+
+            stack(out.enrichment, statistics.enrichment(part, c.groups, k))
+            stack(out.matched, statistics.matched(part, c.groups, k))
+            stack(out.vote, statistics.vote(part, c.groups, true[ids], k))
+            if site not in (PARAMETERS, CONTENT):
+                table = pd.DataFrame({"test_id": ids, "distance": statistics.neighbor_distance(part, k)})
+                # 1 - cosine, so that both metrics are distances
+                table["distance"] += 0.0 if method == "euclidean" else 1.0
+                stack(out.distance, table.assign(correct=correct[ids], ring=rings[ids]))
+
+
+def summarize(out: Collected, config: NeighborAttribution) -> dict[str, pd.DataFrame]:
+    """The recorded tables from the per-test-case ones."""
+    options: dict[str, Any] = {"n_boot": config.n_boot}
+    names = {"task": config.task, "format": config.format}
+    enrichment, matched = pd.concat(out.enrichment), pd.concat(out.matched)
+    vote, distance = pd.concat(out.vote), pd.concat(out.distance)
+    shares = statistics.estimate(enrichment, "share", [*KEYS, "group"], "base", **options)
+    masses = statistics.estimate(enrichment, "mass", [*KEYS, "group"], "base", **options)
+    bases = enrichment.groupby([*KEYS, "group"], sort=False)["base"].mean().rename("base").reset_index()
+    shares = shares.merge(bases, on=[*KEYS, "group"]).merge(
+        masses[[*KEYS, "group", "estimate", "low", "high"]], on=[*KEYS, "group"], suffixes=("", "_mass")
+    )
+    votes = vote.assign(predicted=np.where(vote["correct"], "right", "wrong"))
+    votes = pd.concat(
+        statistics.estimate(votes, value, [*KEYS, "predicted"], **options).assign(quantity=value)
+        for value in ("agrees", "agrees_true", "base")
+    )
+    rows = []
+    for key, part in distance.groupby(KEYS, sort=False):
+        closer, right = -part["distance"].to_numpy(), part["correct"].to_numpy(dtype=bool)
+        run, block = part["run"].to_numpy(), part["block"].to_numpy()
+        for control, stratum in (("none", np.zeros(len(part))), ("ring", part["ring"].to_numpy())):
+            auc = statistics.stratified_auc(closer, right, stratum, run, block, **options)
+            rows.append((*key, control, *auc, int(right.sum()), int((~right).sum())))
+        if part["set"].iloc[0] != "own":  # off the square, rings are no depth
+            rim = statistics.stratified_auc(-part["ring"].to_numpy(), right, np.zeros(len(part)), run, block, **options)
+            rows.append((*key, "ring alone", *rim, int(right.sum()), int((~right).sum())))
+    aucs = pd.DataFrame(rows, columns=[*KEYS, "control", "auc", "low", "high", "n_right", "n_wrong"])
+    # content baselines ask no model, so there is nothing to decide about one
+    asked = {"matched": matched, "enrichment": enrichment}
+    named = {name: table[table["site"] != CONTENT].assign(**names) for name, table in asked.items()}
+    return {
+        "groups": pd.concat(out.groups),
+        "enrichment": shares,
+        "matched": pd.concat(
+            statistics.estimate(matched, measure, [*KEYS, "contrast"], **options).assign(measure=measure)
+            for measure in ("excess", "share", "expected", "auc")
+        ),
+        "vote": votes,
+        "distance": distance[distance["set"] != "common"],
+        "distance_auc": aucs,
+        "verdicts": statistics.verdicts(named["matched"], named["enrichment"], **options),
+    }
+
+
+def example_maps(
+    subject: Subject, scores: Mapping[str, np.ndarray], config: NeighborAttribution
+) -> dict[str, pd.DataFrame]:
+    """Scores of all training cases for three test cases, one column each, and who these are: the square's
+    centre, the middle of its upper edge, its upper left corner (those that were answered)."""
+    run, h = subject.run, config.half_side
+    row, col = run.task.center
+    coords = [tuple(c) for c in run.task.coords.tolist()]
+    places = {"centre": (row, col), "edge": (row - h, col), "corner": (row - h, col - h)}
+    cases = {place: coords.index(cell) for place, cell in places.items()}
+    cases = {place: case for place, case in cases.items() if case in subject.test_ids}
+    maps = run.predictions[["id", "row", "col"]].copy()
+    for place, case in cases.items():
+        column = int(np.searchsorted(subject.test_ids, case))
+        for method, matrix in scores.items():
+            values, best = np.full(len(maps), np.nan), np.zeros(len(maps), dtype=int)
+            values[subject.train_ids] = matrix[:, column]
+            best[subject.train_ids[np.argsort(-matrix[:, column], kind="stable")[: config.k]]] = 1
+            maps[f"{place}|{method}"], maps[f"{place}|{method}|top"] = values, best
+    columns = ["id", "row", "col", "a", "b", "answer", "prediction"]
+    examples = run.predictions.loc[list(cases.values()), columns].assign(place=list(cases))
+    return {"maps": maps, "examples": examples}
+
+
+def embedding(run: Run, name: str, square_test: np.ndarray, seed: int) -> pd.DataFrame:
+    """UMAP of the whole grid's last residual stream at the last prompt token.
+
+    Marked are the held-out cases of the run that lie in the square.
+    """
+    import umap
+
+    site = residual_sites(run.bridge)[-1]
+    vectors = collect(run.bridge, run.tokens, [site])[site]
+    # exact neighbours, and without the seconds that umap's own search takes to compile
+    ids, scores = nearest(vectors, vectors, min(15, len(vectors)), "euclidean")
+    threads = torch.get_num_threads()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="precomputed_knn")  # only says that new cases cannot be added
+        reducer = umap.UMAP(
+            n_neighbors=ids.shape[1], n_epochs=200, random_state=seed, n_jobs=1, precomputed_knn=(ids, -scores)
+        )
+        xy = np.asarray(reducer.fit_transform(vectors))
+    torch.set_num_threads(threads)  # numba has set its own number for the whole process: what is trained later differs
+    mark = np.full(len(vectors), "", dtype=object)
+    shown = square_test[~run.split.train[square_test]]
+    mark[shown] = np.where(run.predictions["correct"].to_numpy(dtype=bool)[shown], "right", "wrong")
+    table = run.predictions[["id", "row", "col"]].assign(x=xy[:, 0], y=xy[:, 1], value=run.task.values, mark=mark)  # pyright: ignore
+    return table.assign(model=name, site=str(site))
+
+
+def subjects(square: Run, random: Run) -> Iterator[tuple[Subject, list[Comparison]]]:
+    """The square-split, the random-split and the untrained model, each with its comparisons.
+
+    `full`: all training cases and held-out cases of the square split (square, untrained). `common`: those it
+    shares with the random split (square, random), so that both models are asked about the same cases with the
+    same neighbourhoods. `own`: training cases of the random split and as many of its held-out cases as a
+    square has (random).
+    """
+    train, tests = square.split.train_ids, answered(square, square.split.test_ids)
+    random_tests = answered(random, random.split.test_ids)
+    common_train = np.flatnonzero(square.split.train & random.split.train)
+    common = np.intersect1d(tests, random_tests)
+    if len(common) == 0:
+        raise CriError("split: no case of the square is held out by the random split and answered by both models")
+    subject = Subject("square", square, square.model, train, tests)
+    matched = comparison(subject, "common", common_train, common)
+    yield subject, [comparison(subject, "full", train, tests), matched]
+
+    sample = np.random.default_rng(square.config.seed).permutation(random_tests)[: len(square.split.test_ids)]
+    own, random_train = np.sort(sample), random.split.train_ids
+    subject = Subject("random", random, random.model, random_train, np.union1d(common, own))
+    again = comparison(subject, "common", common_train, common, matched.groups.n_near)
+    yield subject, [again, comparison(subject, "own", random_train, own)]
+
+    subject = Subject("untrained", square, square.untrained(), train, tests)
+    yield subject, [comparison(subject, "full", train, tests)]
+
+
+def accuracies(runs: Mapping[str, Run]) -> pd.DataFrame:
+    """Accuracy and how the answers ended, on training and held-out cases of each run."""
+    rows = []
+    for name, run in runs.items():
+        for part, mask in (("train", run.split.train), ("test", run.split.test)):
+            table = run.predictions[mask]
+            ends = {status: int((table["status"] == status).sum()) for status in STATUSES}
+            rows.append({"model": name, "run": run.config.seed, "part": part, "n": len(table),
+                         "accuracy": table["correct"].mean(), **ends})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def causal(enrichment: pd.DataFrame, removal: Path, config: NeighborAttribution) -> pd.DataFrame | None:
+    """For each group of training cases, how far every method enriches it beside what retraining without it does.
+
+    Returns:
+        One row a method, site and group: `enrichment`, `low`, `high` of the square model (`n` cases, the same ones
+        asked of `n_runs`); `effect`, `effect_low`, `effect_high`, the drop of the log-odds when cases of the group are
+        removed (`n_removed` on average; beyond random removal, over the `n_tests` test cases of the square split) and
+        `worth`, `worth_low`, `worth_high`, the effect of `per` training cases more of the group on the right answers
+        of the square's `n_queries` cases, from random subsets. None where `removal` holds no tables of models like
+        these.
+    """
+    shape = {"model": config.model, "size": config.size, "half_side": config.half_side}
+    if not (removal / "manifest.json").exists() or read_json(removal / "manifest.json")["models"] != shape:
+        return None
+    names = {"task": config.task, "format": config.format, "tokenizer": config.tokenizer, "split": "square"}
+    measured: dict[str, pd.DataFrame] = {}
+    for name in ("groups", "doses"):
+        if not (removal / f"{name}.csv").exists():
+            return None
+        table = pd.read_csv(removal / f"{name}.csv")
+        measured[name] = table[np.all([table[key] == value for key, value in names.items()], axis=0)]
+    effects = measured["groups"][
+        (measured["groups"]["region"] == "all") & (measured["groups"]["target"] == "prediction")
+    ]
+    doses = measured["doses"][measured["doses"]["region"] == "square"]
+    if effects.empty or doses.empty:
+        return None
+    # the size at which all groups could be removed
+    effects = effects[effects["size"] == effects["size"].min()]
+    ends = {"low": "effect_low", "high": "effect_high"}
+    effects = effects.rename(columns={"estimate": "effect", **ends})
+    effects = effects[["group", "effect", *ends.values(), "n_removed", "n_tests"]]
+    doses = doses[doses["removed"] == doses["removed"].max()]
+    ends = {"low": "worth_low", "high": "worth_high"}
+    doses = doses.rename(columns={"effect": "worth", **ends})[["group", "worth", *ends.values(), "per", "n_queries"]]
+    mine = enrichment[(enrichment["model"] == "square") & (enrichment["set"] == "full")]
+    mine = mine.rename(columns={"estimate": "enrichment"})
+    mine = mine[["method", "site", "group", "enrichment", "low", "high", "n", "n_runs"]]
+    return mine.merge(effects, on="group").merge(doses, on="group")
+
+
+def compute(paths: Sequence[tuple[Path, Path]], config: NeighborAttribution) -> dict[str, pd.DataFrame]:
+    """All tables, from (square run, random run) folders, one pair a seed; maps and UMAP are of the first."""
+    out = Collected()
+    tables: dict[str, pd.DataFrame] = {}
+    accuracy, last = [], ""
+    for square, random in (map(load_run, pair) for pair in paths):
+        runs = {"square": square, "random": random}
+        accuracy.append(accuracies(runs))
+        last = str(residual_sites(square.bridge)[-1])
+        for subject, parts in subjects(square, random):
+            kept: dict[str, np.ndarray] = {}
+
+            def keep(
+                method: str, site: str, scores: np.ndarray, kept: dict[str, np.ndarray] = kept, last: str = last
+            ) -> None:
+                if (method == "cosine" and site == last) or site == PARAMETERS:
+                    kept[method] = scores
+
+            wanted = subject.name == "square" and not tables
+            measure(subject, parts, config, out, keep if wanted else None)
+            if wanted:
+                tables = example_maps(subject, kept, config)
+                views = [embedding(run, name, square.split.test_ids, config.seeds[0]) for name, run in runs.items()]
+                tables["embedding"] = pd.concat(views)
+    tables |= summarize(out, config)
+    tables["overall"] = statistics.overall(tables["verdicts"], (("cosine", last), ("grad_cos", PARAMETERS)))
+    tables["accuracy"] = pd.concat(accuracy)
+    beside = causal(tables["enrichment"], config.removal, config)
+    if beside is not None:
+        tables["causal"] = beside
+    return tables

@@ -1,0 +1,1 @@
+"""Models trained again without chosen or random cases: see `cri.retraining.bank`."""

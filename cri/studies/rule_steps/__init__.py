@@ -1,0 +1,1 @@
+"""Does the model execute the steps that it writes?"""

@@ -1,0 +1,238 @@
+"""Does the model execute the steps that it writes?
+
+`python -m cri.studies.rule_steps [preset] [--option ...]` trains (or reuses) the models and their
+shuffled-trace control, then intervenes: one element of a trace is edited and the model writes on; the
+rule in the prompt is edited; activations are exchanged between cases that differ in one rule variable;
+attention from a step is cut; probes of the direct format are swapped. It ends with the verdict table.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cri.cli import run_command
+from cri.config import RunConfig
+from cri.errors import CriError, out_of_range, unknown_name
+from cri.studies.common.records import MANIFEST, code_hash, reusable, write_record
+from cri.training.recipes import recipe
+
+NAME = "rule_steps"
+CONTROL = "shuffled_scratchpad"
+FORMATS = ("direct", "scratchpad", "rfft")
+ELEMENTS = ("digit", "carry", "answer", "operands", "decision")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Runs that differ in their seed alone."""
+
+    task: str
+    format: str
+    tokenizer: str
+    seeds: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}:{self.format}:{self.tokenizer}"
+
+    @classmethod
+    def parse(cls, text: str) -> Subject:
+        """`TASK:FORMAT:TOKENIZER:SEED,SEED...`; raises `CriError` for anything else."""
+        parts = text.split(":")
+        try:
+            task, fmt, tokenizer, seeds = parts
+            numbers = tuple(int(s) for s in seeds.split(","))
+        except ValueError:
+            raise CriError(
+                f"subjects: {text!r} is not TASK:FORMAT:TOKENIZER:SEEDS (for example addition:scratchpad:digit:0,1)"
+            ) from None
+        if fmt not in FORMATS:
+            raise unknown_name("subjects: format", fmt, FORMATS)
+        return cls(task, fmt, tokenizer, numbers)
+
+
+@dataclass(frozen=True)
+class RuleSteps:
+    """Models to intervene on, and how."""
+
+    subjects: tuple[str, ...] = ("addition:scratchpad:number:0",)
+    """TASK:FORMAT:TOKENIZER:SEEDS each; a task's recipe is trained where the run is missing."""
+    use: tuple[Path, ...] = ()
+    """Folders of finished runs to take instead of `subjects`."""
+    control: bool = True
+    """Train (or reuse) the shuffled-trace control of every scratchpad subject, seed 0."""
+    use_control: tuple[Path, ...] = ()
+    """Folders of finished control runs, one for every task and tokenizer of `use` in scratchpad format."""
+    model: str = "nano"
+    size: int = 0
+    """Grid size; 0 is the paper's."""
+    half_side: int = 10
+    steps: int = 0
+    """Training steps; 0 is the recipe's."""
+    elements: tuple[str, ...] = ELEMENTS
+    """Kinds of element to edit."""
+    edit_step: int | None = None
+    """Edit only what is written after this many rule steps; anywhere if not given."""
+    n_cases: int = 200
+    """Cases of the square that are edited, and as many outside (a rule's trace, long: a quarter)."""
+    n_pairs: int = 100
+    """Pairs of cases for interchange interventions."""
+    n_boot: int = 2000
+    runs: Path = Path("runs")
+    out: Path = Path("studies/rule_steps/cpu")
+    figures: Path = Path("figures")
+    removal: Path = Path("studies/counterfactual_removal")
+    """Where removal indices by case are looked for, to lay them beside."""
+    jobs: int = 0
+    device: str = "auto"
+    """Trains there; the interventions run on the CPU."""
+
+    def __post_init__(self) -> None:
+        for field, low in (("n_cases", 2), ("n_pairs", 2), ("n_boot", 100)):
+            if getattr(self, field) < low:
+                raise out_of_range(field, getattr(self, field), f"at least {low}")
+        for kind in self.elements:
+            if kind not in ELEMENTS:
+                raise unknown_name("elements", kind, ELEMENTS)
+        if self.edit_step is not None and self.edit_step < 0:
+            raise out_of_range("edit_step", self.edit_step, "at least 0")
+
+    def run_config(self, task: str, fmt: str, tokenizer: str, seed: int) -> RunConfig:
+        """One run's config: its recipe, at the study's sizes."""
+        config = recipe(task, fmt, tokenizer=tokenizer, model=self.model, seed=seed)
+        if self.size:
+            config = config.replace(task_params={"size": self.size})
+        if self.half_side != 10:
+            config = config.replace(split_params={"half_side": self.half_side})
+        return config.replace(steps=self.steps) if self.steps else config
+
+
+_RECORDS = Path("studies") / NAME
+PRESETS = {
+    "cpu": RuleSteps(out=_RECORDS / "cpu"),
+    "test": RuleSteps(
+        subjects=("addition:scratchpad:digit:0",), size=14, half_side=2, steps=60, n_cases=8, n_pairs=8, n_boot=100,
+        out=_RECORDS / "test",
+    ),
+    "full": RuleSteps(
+        subjects=(
+            "addition:scratchpad:number:0,1,2", "addition:scratchpad:digit:0,1,2", "base_addition:scratchpad:number:0",
+            "mod_addition:scratchpad:number:0", "addition:rfft:digit:0", "addition:direct:number:0",
+            "addition:direct:digit:0",
+        ),
+        out=_RECORDS / "full",
+    ),
+}  # fmt: skip
+
+
+def _train(config: RuleSteps) -> tuple[list[Path], list[Path]]:
+    """Folders of the runs to intervene on, and of the shuffled-trace controls."""
+    from cri.training.runs import train_runs
+
+    if config.use or config.use_control:
+        return list(config.use), list(config.use_control)
+    subjects = [Subject.parse(text) for text in config.subjects]
+    if not subjects:
+        raise CriError("subjects: give at least one")
+    wanted = [config.run_config(s.task, s.format, s.tokenizer, seed) for s in subjects for seed in s.seeds]
+    scratchpads = dict.fromkeys((s.task, s.tokenizer) for s in subjects if s.format == "scratchpad")
+    controls = [config.run_config(task, CONTROL, tok, 0) for task, tok in scratchpads] if config.control else []
+    paths = train_runs([*wanted, *controls], config.runs, jobs=config.jobs, device=config.device)
+    return paths[: len(wanted)], paths[len(wanted) :]
+
+
+def check_formats(runs: list[RunConfig], controls: list[RunConfig]) -> None:
+    """Raises `CriError` where a run's format cannot be studied, or a control fits none of the runs."""
+    if not runs:
+        raise CriError("use: give at least one finished run")
+    for run in runs:
+        if run.format not in FORMATS:
+            raise unknown_name(f"use: format of {run.name}", run.format, FORMATS)
+    fields = ("task", "task_params", "tokenizer", "split", "split_params", "model")
+    scratchpads = [[getattr(run, f) for f in fields] for run in runs if run.format == "scratchpad"]
+    for control in controls:
+        if control.format != CONTROL:
+            raise CriError(f"use_control: {control.name} has the format {control.format}; must be {CONTROL}")
+        if [getattr(control, f) for f in fields] not in scratchpads:
+            raise CriError(
+                f"use_control: {control.name} matches no scratchpad run in {', '.join(fields)}; runs: "
+                + ", ".join(run.name for run in runs)
+            )
+
+
+def removal_tables(folder: Path, runs: list[RunConfig]) -> list[Path]:
+    """Tables below `folder` that `counterfactual_removal` made of models on the same grid with the same square as all
+    these runs: in others a case id means another case."""
+    from cri.storage import read_json
+
+    shapes = [
+        {"model": run.model, "size": run.task_params.get("size", 0), "half_side": run.split_params.get("half_side", 10)}
+        for run in runs
+    ]
+    made = [path for path in sorted(folder.rglob(MANIFEST)) if all(read_json(path).get("models") == s for s in shapes)]
+    return [table for path in made for table in sorted(path.parent.glob("*.csv"))]
+
+
+def _identity(config: RuleSteps, paths: list[Path], removal: list[Path]) -> dict[str, Any]:
+    """What the tables depend on: options, runs, removal tables and code."""
+    from cri.storage import file_sha256, read_json
+
+    elsewhere = ("runs", "out", "figures", "jobs", "device", "removal", "use", "use_control")
+    return {
+        "options": json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in elsewhere})),
+        "runs": {path.name: read_json(path / "manifest.json")["identity"] for path in paths},
+        "removal": {path.name: file_sha256(path) for path in removal},
+        "code": code_hash("rule_steps/*.py"),
+    }
+
+
+def run(config: RuleSteps) -> list[Path]:
+    """Makes runs, tables and figures, prints the verdict, and returns the figures' paths.
+
+    Tables made earlier by the same code from the same options and runs are reused.
+    """
+    import pandas as pd
+
+    from cri.storage import locked, read_json, verify
+    from cri.studies.rule_steps.figures import draw
+
+    started = time.perf_counter()
+    paths, controls = _train(config)
+    for path in [*paths, *controls]:
+        verify(path)
+    configs = [[RunConfig.from_dict(read_json(p / "config.json")) for p in group] for group in (paths, controls)]
+    check_formats(*configs)
+    removal = removal_tables(config.removal, configs[0])
+    with locked(config.out):
+        identity = _identity(config, [*paths, *controls], removal)
+        if not reusable(config.out, identity):
+            from cri.studies.rule_steps.tables import compute
+
+            tables, facts = compute(paths, controls, removal, config)
+            manifest = {"identity": identity, **facts, "seconds": round(time.perf_counter() - started, 1)}
+            write_record(config.out, tables, manifest)
+    facts = read_json(config.out / MANIFEST)
+    figures = draw(config.out, config.figures)
+    for name, title in (("follow", "Edits followed"), ("iia", "Interchange interventions"), ("verdict", "Verdict"),
+                        ("agreement_rates", "Agreement with the behavioural map and the removal index")):  # fmt: skip
+        if (config.out / f"{name}.csv").exists():
+            table = pd.read_csv(config.out / f"{name}.csv")
+            table = table[table["seen"] == "all"].drop(columns="seen") if "seen" in table else table
+            print(f"\n{title}\n{table.to_string(index=False, float_format=lambda x: f'{x:.3f}')}")
+    for note in facts["notes"]:
+        print(f"note: {note}")
+    print("\nTables", config.out, "\nFigures", *figures, sep="\n  ")
+    return figures
+
+
+def main() -> None:
+    """`python -m cri.studies.rule_steps`."""
+    run_command(RuleSteps, run, __doc__, presets=PRESETS, prog=f"python -m cri.studies.{NAME}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One run, from its config to a finished folder: set-up, batches, optimiser steps, checkpoints."""

@@ -1,0 +1,49 @@
+"""Training settings that reach training accuracy >= 0.99 from scratch, by task and format.
+
+Found by search with the smallest models (see `studies/log.md`); a command takes them unless told otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cri.config import RunConfig, TrainConfig
+from cri.models.presets import is_preset
+
+_RECIPES: dict[tuple[str, str], TrainConfig] = {
+    ("length_addition", "rfft"): TrainConfig(steps=4500, batch_size=32, lr=2e-3),
+    ("addition", "direct"): TrainConfig(steps=4000, lr=8e-3),
+    ("mod_addition", "direct"): TrainConfig(steps=12000, lr=3e-3),
+    ("base_addition", "direct"): TrainConfig(steps=4000, lr=8e-3),
+    ("linear_regression", "direct"): TrainConfig(steps=4000, lr=8e-3),
+    ("chicken_rabbit", "direct"): TrainConfig(steps=5000, batch_size=128, lr=8e-3),
+    ("mod_addition", "scratchpad"): TrainConfig(steps=4000, batch_size=128, lr=4e-3),
+    ("linear_regression", "scratchpad"): TrainConfig(steps=4000, batch_size=128, lr=4e-3),
+    ("chicken_rabbit", "scratchpad"): TrainConfig(steps=4000, batch_size=128, lr=4e-3),
+    ("patchwork", "direct"): TrainConfig(steps=2000, lr=8e-3),
+    ("digit_table", "direct"): TrainConfig(steps=2000, lr=8e-3),
+}
+_BY_FORMAT = {
+    "direct": TrainConfig(),
+    "scratchpad": TrainConfig(steps=1500, batch_size=128, lr=4e-3),
+    "shuffled_scratchpad": TrainConfig(steps=3000, batch_size=128, lr=4e-3),
+    "rfft": TrainConfig(steps=1500, batch_size=32, lr=2e-3),
+}
+
+_BY_MODEL: dict[str, dict[str, Any]] = {
+    "gpt2-shape": {"lr": 3e-4, "precision": "bf16"},
+    "gpt2-medium-shape": {"lr": 2e-4, "precision": "bf16"},
+}
+"""What the large shapes need instead: smaller steps, and a GPU."""
+_PRETRAINED: dict[str, Any] = {"lr": 1e-4}
+"""The paper's for GPT-2."""
+
+
+def recipe(task: str, fmt: str = "direct", **fields: Any) -> RunConfig:
+    """The run of `task` in format `fmt` with its settings; `fields` replace those of `RunConfig` or
+    `TrainConfig`."""
+    train = _RECIPES.get((task, fmt), _BY_FORMAT.get(fmt, TrainConfig()))
+    config = RunConfig(task=task, format=fmt, train=train)
+    model = fields.get("model", config.model)
+    own = _BY_MODEL.get(model, {}) if is_preset(model) else _PRETRAINED
+    return config.replace(**(own | fields))

@@ -1,0 +1,330 @@
+"""One run, from config to finished folder and back: `train_run`, `load_run`.
+
+A finished folder holds `config.json`, `split.json`, `model/` (save_pretrained, with the tokenizer),
+`metrics.jsonl`, `predictions.csv` (the whole grid decoded), `manifest.json` and `complete.json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cri.config import RunConfig
+from cri.data.splits import Split, make_split
+from cri.errors import CorruptRunError, CriError, out_of_range
+from cri.storage import (
+    is_complete,
+    locked,
+    mark_complete,
+    provenance,
+    read_json,
+    run_folder,
+    verify,
+    write_json,
+    write_text,
+    writing_to,
+)
+from cri.tasks import Task, make_task
+from cri.training.setup import Materials, check, prepare, resolve_device
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from cri.data.token_table import TokenTable
+    from cri.formats import Format
+
+CHECKPOINT = "checkpoint.safetensors"
+METRICS = "metrics.jsonl"
+PREDICTIONS = "predictions.csv"
+_TEXT_COLUMNS = dict.fromkeys(("part", "status", "answer", "prediction", "completion", "error", "step"), str)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A finished run, opened.
+
+    Attributes:
+        path: its folder.
+        config: what was asked for.
+        task, split, format, tokenizer, tokens: as in training; `tokens` covers the whole grid.
+        model: the trained Hugging Face model, on CPU, in eval mode.
+        predictions: the whole grid decoded, one row a case in id order (see `cri.evaluation.decoding.predictions`).
+    """
+
+    path: Path
+    config: RunConfig
+    task: Task
+    split: Split
+    format: Format
+    tokenizer: PreTrainedTokenizerBase
+    tokens: TokenTable
+    model: PreTrainedModel
+    predictions: pd.DataFrame
+
+    @cached_property
+    def bridge(self) -> TransformerBridge:
+        """A TransformerLens bridge over a copy of the model."""
+        from cri.models.loading import to_bridge
+
+        return to_bridge(self.model, self.tokenizer)
+
+    def untrained(self) -> PreTrainedModel:
+        """The model this run started from (a control)."""
+        return prepare(self.config).model
+
+
+def train_run(
+    config: RunConfig,
+    out: Path = Path("runs"),
+    *,
+    device: str = "auto",
+    checkpoint_every: int = 500,
+    evals: int = 10,
+    progress: bool = True,
+    position: int = 0,
+) -> Path:
+    """Trains `config` below `out` and returns the run's folder; a finished one is reused, an interrupted
+    one resumed.
+
+    Args:
+        config: the run.
+        out: folder of runs.
+        device: `auto`, `cpu`, `cuda`, ...
+        checkpoint_every: steps between checkpoints (does not change the result).
+        evals: how often accuracy on a sample of training and held-out cases is measured on the way.
+        progress: show a progress bar on stderr.
+        position: the bar's line, when several runs share a terminal.
+
+    Raises `CriError` for bad input, and `CorruptRunError` for a folder that was made with other data or code
+    or whose files were altered.
+    """
+    if checkpoint_every < 1:
+        raise out_of_range("checkpoint_every", checkpoint_every, "at least 1")
+    from cri.training.distributed import from_first_process, process_rank
+
+    folder = run_folder(out, config.name, config.to_dict())
+    first = process_rank()[0] == 0
+    # under `accelerate launch` the first process alone holds the lock, reads what is there and writes
+    with locked(folder) if first else contextlib.nullcontext():
+        if from_first_process(is_complete(folder)):
+            if first:
+                verify(folder)
+                expected = prepare(config).identity
+                require_same(folder, read_json(folder / "manifest.json")["identity"], expected)
+            return folder
+        with writing_to(folder):
+            _train(folder, prepare(config), resolve_device(device), checkpoint_every, evals, progress, position)
+        from_first_process(None)  # nobody leaves before the folder is whole
+    return folder
+
+
+def require_same(folder: Path, found: dict[str, str], expected: dict[str, str]) -> None:
+    for key, value in expected.items():
+        if found.get(key) != value:
+            raise CorruptRunError(f"run: {folder} was made with other {key}; remove the folder and train again")
+
+
+def begin_run(folder: Path, materials: Materials) -> None:
+    """Writes what is known before training, and removes what a killed process left half-written."""
+    split = materials.split
+    for stale in folder.glob(".*.tmp"):
+        stale.unlink()
+    write_json(folder / "config.json", materials.config.to_dict())
+    write_json(
+        folder / "split.json", {**split.info, "n_train": int(split.train.sum()), "n_test": int(split.test.sum())}
+    )
+
+
+def finish_run(
+    folder: Path, materials: Materials, model: PreTrainedModel, table: pd.DataFrame, facts: dict[str, Any]
+) -> None:
+    """Writes model, predictions and manifest, and the completion marker last."""
+    from cri.evaluation.decoding import accuracy_by_part
+    from cri.models.loading import describe, save_model
+
+    save_model(model, materials.tokenizer, folder / "model")
+    write_text(folder / PREDICTIONS, table.to_csv(index=False))
+    manifest = {
+        "identity": materials.identity,
+        "model": describe(model),
+        "accuracy": accuracy_by_part(table),
+        "statuses": table["status"].value_counts().to_dict(),
+        **facts,
+        **provenance(),
+    }
+    write_json(folder / "manifest.json", manifest)
+    weights = sorted(str(p.relative_to(folder)) for p in (folder / "model").iterdir() if p.is_file())
+    mark_complete(folder, ["config.json", "split.json", "manifest.json", PREDICTIONS, METRICS, *weights])
+
+
+def _train(
+    folder: Path, materials: Materials, device: str, checkpoint_every: int, evals: int, progress: bool, position: int
+) -> None:
+    import numpy as np
+    from tqdm import tqdm
+
+    from cri.evaluation.decoding import accuracy_by_part, predictions
+    from cri.models.loading import LoraConfig, add_lora, merge_lora
+    from cri.training.checkpoints import append_metrics, truncate_metrics
+    from cri.training.distributed import from_first_process, process_rank
+    from cri.training.trainer import Progress, Trainer
+
+    config, split = materials.config, materials.split
+    first = process_rank()[0] == 0
+    if first:
+        begin_run(folder, materials)
+    model: Any = add_lora(materials.model, LoraConfig(), config.seed) if config.lora else materials.model
+    trainer = Trainer(model, materials.tokens, split.train_ids, config.train, device)
+    checkpoint, metrics = folder / CHECKPOINT, folder / METRICS
+    if from_first_process(checkpoint.exists()):
+        trainer.restore(checkpoint, materials.identity)
+    if first:
+        truncate_metrics(metrics, trainer.step)
+
+    rng = np.random.default_rng(0)
+    sample = np.sort(
+        np.concatenate(
+            [rng.choice(ids, min(128, len(ids)), replace=False) for ids in (split.train_ids, split.test_ids)]
+        )
+    )
+    started, first_step = time.perf_counter(), trainer.step
+    bar = tqdm(
+        total=config.train.steps,
+        initial=trainer.step,
+        desc=config.name,
+        unit="step",
+        disable=not (progress and first),
+        position=position,
+        mininterval=0.5 if sys.stderr.isatty() else 10,
+    )
+    shown: dict[str, str] = {}
+
+    def on_log(p: Progress) -> None:
+        append_metrics(metrics, {"step": p.step, "loss": round(p.loss, 6), "lr": p.lr})
+        shown["loss"] = f"{p.loss:.4f}"
+        bar.set_postfix(shown, refresh=False)
+        bar.update(p.step - bar.n)
+
+    eval_every = max(1, config.train.steps // max(1, evals))
+    stops = sorted(
+        {
+            *range(checkpoint_every, config.train.steps, checkpoint_every),
+            *range(eval_every, config.train.steps, eval_every),
+            config.train.steps,
+        }
+    )
+    for stop in stops:
+        if stop <= trainer.step:
+            continue
+        trainer.run(stop, on_log=on_log if first else None)
+        if not first:
+            continue
+        if stop % eval_every == 0 and stop < config.train.steps:
+            table = predictions(
+                model, materials.tokenizer, materials.tokens, materials.task, materials.format, split, sample
+            )
+            accuracy = accuracy_by_part(table)
+            append_metrics(metrics, {"step": stop, "train_acc": accuracy["train"], "test_acc": accuracy["test"]})
+            shown.update(train=f"{accuracy['train']:.2f}", test=f"{accuracy['test']:.2f}")
+        if stop % checkpoint_every == 0 or stop == config.train.steps:
+            trainer.save(checkpoint, materials.identity)
+    bar.close()
+    train_seconds = time.perf_counter() - started
+    trainer.release()  # its graphs and optimiser state take memory that decoding can use
+    if not first:
+        return
+
+    model = merge_lora(model) if config.lora else model
+    table = predictions(model, materials.tokenizer, materials.tokens, materials.task, materials.format, split)
+    facts = {
+        "padded_share": float(trainer.padded_share),
+        "train_seconds": round(train_seconds, 2),
+        "steps_timed": config.train.steps - first_step,
+        "trained_on": device,
+    }
+    finish_run(folder, materials, model.to("cpu").eval(), table, facts)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _train_one(config: RunConfig, out: Path, device: str, progress: bool, position: int) -> Path | CriError:
+    """`train_run` for a worker process; an expected error is handed back rather than raised."""
+    import torch
+
+    if device == "cpu":
+        torch.set_num_threads(1)  # one process a core, and the same sums whatever the number of cores
+    try:
+        return train_run(config, out, device=device, progress=progress, position=position)
+    except CriError as error:
+        return error
+
+
+def train_runs(
+    configs: Sequence[RunConfig],
+    out: Path = Path("runs"),
+    *,
+    jobs: int = 0,
+    device: str = "auto",
+    progress: bool = True,
+) -> list[Path]:
+    """`train_run` for each config: one process a core on CPU (`jobs`, 0 for all cores), in turn on a GPU.
+
+    Results do not depend on `jobs`. Raises the first error after the other runs have finished.
+    """
+    import joblib
+
+    for config in configs:  # before hours go into the first, the last is known to be well formed
+        check(config)
+    device = resolve_device(device)
+    jobs = min(len(configs), jobs or os.cpu_count() or 1) if device == "cpu" else 1
+
+    results = joblib.Parallel(n_jobs=jobs)(
+        joblib.delayed(_train_one)(config, out, device, progress, i % max(jobs, 1)) for i, config in enumerate(configs)
+    )
+    paths: list[Path] = []
+    for result in results:
+        if isinstance(result, CriError):
+            raise result
+        assert isinstance(result, Path)
+        paths.append(result)
+    return paths
+
+
+def load_predictions(path: Path) -> pd.DataFrame:
+    """The decoded grid of a finished run, without opening its model."""
+    import pandas as pd
+
+    verify(path)
+    return pd.read_csv(path / PREDICTIONS, keep_default_na=False, dtype=_TEXT_COLUMNS)
+
+
+def load_run(path: Path | str) -> Run:
+    """Opens a finished run: model, tokenizer, task, split, predictions, and a bridge on demand.
+
+    Raises `CriError` when `path` is no finished run, `CorruptRunError` when a file was altered or the run
+    was made with other data than this code makes.
+    """
+    from cri.data.token_table import encode
+    from cri.formats import make_format
+    from cri.models.loading import load_pretrained
+
+    folder = Path(path)
+    table = load_predictions(folder)
+    config = RunConfig.from_dict(read_json(folder / "config.json"))
+    model, tokenizer = load_pretrained(str(folder / "model"))
+    task = make_task(config.task, **config.task_params)
+    fmt = make_format(config.format)
+    split = make_split(task, config.split, **config.split_params)
+    tokens = encode(task, fmt, tokenizer)
+    run = Run(folder, config, task, split, fmt, tokenizer, tokens, model, table)
+    expected = Materials(config, task, split, fmt, tokenizer, tokens, model).identity
+    require_same(folder, read_json(folder / "manifest.json")["identity"], expected)
+    return run

@@ -1,0 +1,107 @@
+"""What a config stands for before any training: task, split, format, tokenizer, tokens, initial model."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from cri.config import RunConfig
+from cri.data.splits import Split, make_split
+from cri.errors import CriError
+from cri.models.presets import is_preset
+from cri.storage import config_hash
+from cri.tasks import Task, make_task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from cri.data.token_table import TokenTable
+    from cri.formats import Format
+
+
+@dataclass(frozen=True, eq=False)
+class Materials:
+    """Everything a run starts from."""
+
+    config: RunConfig
+    task: Task
+    split: Split
+    format: Format
+    tokenizer: PreTrainedTokenizerBase
+    tokens: TokenTable
+    model: PreTrainedModel
+
+    @cached_property
+    def identity(self) -> dict[str, str]:
+        """Hashes that a checkpoint or finished run must share with this config and code."""
+        mask = "".join(map(str, self.split.train.astype(int)))
+        return {
+            "config": config_hash(self.config.to_dict()),
+            "data": self.tokens.sha256()[:16],
+            "split": config_hash({"mask": mask}),
+        }
+
+
+def initial_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, tokens: TokenTable) -> PreTrainedModel:
+    """The randomly initialised model that a run of a preset starts from."""
+    from cri.evaluation.decoding import decoding_room
+    from cri.models.loading import build_model
+
+    return build_model(
+        config.model,
+        vocab_size=len(tokenizer),
+        n_positions=int(tokens.prompt_lengths.max()) + decoding_room(tokens),
+        pad=tokens.pad,
+        eos=tokens.eos,
+        seed=config.seed,
+    )
+
+
+def check(config: RunConfig) -> None:
+    """Raises `CriError` naming the field for anything `prepare` could not build, without building what takes long."""
+    from cri.formats import make_format
+
+    make_format(config.format)
+    make_split(make_task(config.task, **config.task_params), config.split, **config.split_params)
+
+
+def prepare(config: RunConfig) -> Materials:
+    """Builds what `config` names; raises `CriError` naming the field for anything it cannot build."""
+    from cri.data.token_table import encode, task_tokenizer
+    from cri.formats import make_format
+    from cri.models.loading import load_pretrained, require_positions
+
+    task = make_task(config.task, **config.task_params)
+    fmt = make_format(config.format)
+    split = make_split(task, config.split, **config.split_params)
+    if is_preset(config.model):
+        tokenizer = task_tokenizer(config.tokenizer, task, fmt)
+        tokens = encode(task, fmt, tokenizer)
+        model = initial_model(config, tokenizer, tokens)
+    else:
+        model, tokenizer = load_pretrained(config.model)
+        tokens = encode(task, fmt, tokenizer)
+        require_positions(model, tokens.ids.shape[1])
+    return Materials(config, task, split, fmt, tokenizer, tokens, model)
+
+
+def resolve_device(device: str) -> str:
+    """`auto` is the GPU where there is one."""
+    import torch
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and device in ("auto", "cuda"):
+        from cri.training.distributed import process_state
+
+        return str(process_state().device)  # each process its own
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CriError(f"device: {device!r} cannot be used here ({str(error).splitlines()[0]})") from error
+    where = torch.device(device)
+    if where.type == "cuda" and where.index is not None:
+        torch.cuda.set_device(where)  # streams and graphs are made on the current device
+    return device
