@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from cri.errors import CriError
+from cri.studies.lso_map.config import PRESETS
 from cri.studies.lso_map.figures import draw_prediction
-from cri.studies.lso_map.study import PRESETS, draw, run
+from cri.studies.lso_map.study import draw, run
 from cri.studies.lso_map.tables import case_table, region_table, ring_table, square_table, step_table
 from cri.tasks import make_task
 from cri.training.runs import load_run, train_run

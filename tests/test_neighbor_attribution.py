@@ -12,8 +12,9 @@ import pytest
 
 from cri.errors import CriError
 from cri.storage import write_json
+from cri.studies.neighbor_attribution.config import PRESETS
 from cri.studies.neighbor_attribution.figures import draw
-from cri.studies.neighbor_attribution.study import PRESETS, causal_text, run
+from cri.studies.neighbor_attribution.study import causal_text, run
 from cri.studies.neighbor_attribution.tables import causal
 
 

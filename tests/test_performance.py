@@ -18,9 +18,10 @@ from cri.errors import MissingDependencyError
 from cri.evaluation.decoding import decode
 from cri.storage import read_json
 from cri.studies.performance.baselines import kronfluence_scores, timed_generate
+from cri.studies.performance.config import PRESETS, PerformanceConfig
 from cri.studies.performance.parts import PARTS
 from cri.studies.performance.rows import quickest, row
-from cri.studies.performance.study import PRESETS, PerformanceConfig, run
+from cri.studies.performance.study import run
 from cri.training.setup import prepare
 
 MINIATURE = dataclasses.replace(PRESETS["test"], device="cpu")

@@ -22,6 +22,7 @@ from cri.ensembles.engine import Replica
 from cri.errors import CorruptRunError, CriError
 from cri.plots.retraining import flip_curves
 from cri.retraining import bank as retraining_bank
+from cri.retraining import config as bank_config
 from cri.retraining import plans as bank_plans
 from cri.retraining import records as retrainings
 from cri.retraining.records import load_retrainings, log_odds, retrain
@@ -132,7 +133,7 @@ def test_mirror_designs_differ_in_their_mirror_images():
 
 
 def test_mirror_designs_are_trained_with_every_seed():
-    options = dataclasses.replace(retraining_bank.PRESETS["test"], leave_out_seeds=(0, 3))
+    options = dataclasses.replace(bank_config.PRESETS["test"], leave_out_seeds=(0, 3))
     family = bank_plans.make_family("addition:direct:number", options)
     replicas = list(bank_plans.leave_outs_mirror(family, options))
     assert [(r.seed, r.note["design"]) for r in replicas] == [
@@ -247,7 +248,7 @@ def bank(tmp_path_factory):
     ]
     plans += [f"{task}:direct:number/removals-square" for task in ("patchwork", "digit_table")]
     config = dataclasses.replace(
-        retraining_bank.PRESETS["test"], plans=tuple(plans), half_side=2, steps=15, n_subsets=3, n_tests=1,
+        bank_config.PRESETS["test"], plans=tuple(plans), half_side=2, steps=15, n_subsets=3, n_tests=1,
         record=folder, jobs=1, device="cpu",
     )  # fmt: skip
     retraining_bank.run(config)
@@ -345,7 +346,7 @@ def test_quality_study_from_records_to_figures(bank, tmp_path):
 
 
 def test_top_k_removes_what_each_method_ranks_highest(bank, tmp_path):
-    options = dataclasses.replace(retraining_bank.PRESETS["test"], half_side=2, steps=15, record=bank)
+    options = dataclasses.replace(bank_config.PRESETS["test"], half_side=2, steps=15, record=bank)
     family = bank_plans.make_family("addition:direct:number", options)
     base = load_retrainings(bank / "test" / "addition-direct-number" / "base")
     # models of 15 steps answer nothing rightly
@@ -393,9 +394,9 @@ def test_studies_make_the_bank_they_need(tmp_path, monkeypatch):
     assert {c.name for c in asked} == {"cpu"}
 
 
-@pytest.mark.parametrize("name", [name for name, bank in retraining_bank.PRESETS.items() if bank.name == "cpu"])
+@pytest.mark.parametrize("name", [name for name, bank in bank_config.PRESETS.items() if bank.name == "cpu"])
 def test_every_family_of_the_small_presets_holds_its_square_out(name):
-    options = retraining_bank.PRESETS[name]
+    options = bank_config.PRESETS[name]
     for family in {plan.partition("/")[0] for plan in options.plans}:
         config = options.run_config(family)
         found = bank_plans.make_family(family, options)

@@ -19,7 +19,8 @@ from cri.studies.rule_steps import figures as rule_steps_figures
 from cri.studies.rule_steps import measures as rule_steps_measures
 from cri.studies.rule_steps import study as rule_steps
 from cri.studies.rule_steps import tables as rule_steps_tables
-from cri.studies.rule_steps.study import PRESETS, RuleSteps, Subject, check_formats, run
+from cri.studies.rule_steps.config import PRESETS, RuleSteps, Subject
+from cri.studies.rule_steps.study import check_formats, run
 from cri.training.runs import load_run
 
 KEYS = {"task": "addition", "format": "scratchpad", "tokenizer": "digit"}

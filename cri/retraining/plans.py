@@ -36,7 +36,7 @@ from cri.tasks import Task
 from cri.training.setup import Materials, prepare
 
 if TYPE_CHECKING:
-    from cri.retraining.bank import RetrainingBank
+    from cri.retraining.config import RetrainingBank
 
 REGIONS = ("centre", "edge", "outside")
 

@@ -11,7 +11,7 @@ import pandas as pd
 from cri import plots
 from cri.attribution.scores import CONTENT
 from cri.plots.retraining import RETRAININGS, flip_curves, quality_bars, quality_points
-from cri.retraining.bank import PRESETS
+from cri.retraining.config import PRESETS
 from cri.storage import read_json
 from cri.studies.common.family import family_title
 

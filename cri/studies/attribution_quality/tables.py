@@ -34,7 +34,7 @@ from cri.storage import is_complete
 from cri.training.setup import prepare
 
 if TYPE_CHECKING:
-    from cri.studies.attribution_quality.study import AttributionQuality
+    from cri.studies.attribution_quality.config import AttributionQuality
 
 EVERYWHERE = "all"
 EKFAC_NAME, ENSEMBLE = "EK-FAC", "EK-FAC, mean over seeds"

@@ -9,47 +9,13 @@ its calibration on planted mechanisms.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from cri.cli import run_command
-from cri.errors import out_of_range, unknown_name
 from cri.retraining import bank as retraining_bank
+from cri.retraining import config as bank_config
 from cri.studies.common.records import code_hash, write_record
-
-NAME = "counterfactual_removal"
-
-
-@dataclass(frozen=True)
-class CounterfactualRemoval:
-    """Which retrainings to read."""
-
-    bank: str = "cpu"
-    """Preset of `retraining_bank` whose records are read, and made where there are none; it names the folder of tables
-    and the figures."""
-    records: Path = Path("studies") / retraining_bank.NAME
-    """Folder of recorded retrainings."""
-    n_boot: int = 2000
-    """Bootstrap samples."""
-    record: Path = Path("studies") / NAME
-    """Folder of recorded tables."""
-    figures: Path = Path("figures")
-    jobs: int = 0
-    """Models trained at once on CPU; 0 is one a core."""
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.bank not in retraining_bank.PRESETS:
-            raise unknown_name("bank", self.bank, retraining_bank.PRESETS)
-        if self.n_boot < 100:
-            raise out_of_range("n_boot", self.n_boot, "at least 100")
-
-
-PRESETS = {
-    "cpu": CounterfactualRemoval(),
-    "gpu": CounterfactualRemoval(bank="gpu"),
-    "test": CounterfactualRemoval(bank="test", n_boot=200),
-}
+from cri.studies.counterfactual_removal.config import NAME, PRESETS, CounterfactualRemoval
 
 
 def run(config: CounterfactualRemoval) -> list[Path]:
@@ -59,13 +25,13 @@ def run(config: CounterfactualRemoval) -> list[Path]:
     from cri.studies.counterfactual_removal.tables import compute
 
     started = time.perf_counter()
-    source = retraining_bank.find_or_make(config, retraining_bank.DESIGNED_REMOVALS)
+    source = retraining_bank.find_or_make(config, bank_config.DESIGNED_REMOVALS)
     folder = config.record / config.bank
     tables = compute(source, config.n_boot)
     with locked(folder):
         facts = {
             "bank": config.bank,
-            "models": retraining_bank.PRESETS[config.bank].shape,
+            "models": bank_config.PRESETS[config.bank].shape,
             "records": retraining_bank.checksums(source, "base", "removals-*", "subsets-*", "near-sizes"),
             "n_boot": config.n_boot,
             "code": code_hash("counterfactual_removal/tables.py"),
@@ -88,7 +54,3 @@ def run(config: CounterfactualRemoval) -> list[Path]:
 def main() -> None:
     """`python -m cri.studies.counterfactual_removal`."""
     run_command(CounterfactualRemoval, run, __doc__, presets=PRESETS, prog=f"python -m cri.studies.{NAME}")
-
-
-if __name__ == "__main__":
-    main()

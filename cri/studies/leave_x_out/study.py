@@ -9,40 +9,12 @@ Measured is the accuracy on the held-out cases themselves.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from cri.cli import run_command
-from cri.errors import unknown_name
 from cri.retraining import bank as retraining_bank
 from cri.studies.common.records import code_hash, write_record
-
-NAME = "leave_x_out"
-PLANS = ("leave-out", "leave-out-mirror", "sliding")
-
-
-@dataclass(frozen=True)
-class LeaveXOut:
-    """Which retrainings to read."""
-
-    bank: str = "cpu"
-    """Preset of `retraining_bank` whose records are read, and made where there are none; it names the folder of tables
-    and the figures."""
-    records: Path = Path("studies") / retraining_bank.NAME
-    """Folder of recorded retrainings."""
-    record: Path = Path("studies") / NAME
-    """Folder of recorded tables."""
-    figures: Path = Path("figures")
-    jobs: int = 0
-    """Models trained at once on CPU; 0 is one a core."""
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.bank not in retraining_bank.PRESETS:
-            raise unknown_name("bank", self.bank, retraining_bank.PRESETS)
-
-
-PRESETS = {"cpu": LeaveXOut(), "gpu": LeaveXOut(bank="gpu"), "test": LeaveXOut(bank="test")}
+from cri.studies.leave_x_out.config import NAME, PLANS, PRESETS, LeaveXOut
 
 
 def run(config: LeaveXOut) -> list[Path]:
@@ -73,7 +45,3 @@ def run(config: LeaveXOut) -> list[Path]:
 def main() -> None:
     """`python -m cri.studies.leave_x_out`."""
     run_command(LeaveXOut, run, __doc__, presets=PRESETS, prog=f"python -m cri.studies.{NAME}")
-
-
-if __name__ == "__main__":
-    main()

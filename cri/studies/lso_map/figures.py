@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from cri import plots
-from cri.studies.lso_map.study import KEYS
+from cri.studies.lso_map.config import KEYS
 from cri.tasks import Task, make_task
 
 _MODEL_KEYS = [k for k in KEYS if k != "split"]

@@ -6,78 +6,11 @@ each, and records accuracy by case and by ring from the square's border inwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from cri.cli import run_command
-from cri.config import RunConfig
 from cri.errors import CriError
-from cri.tasks import TASKS
-from cri.training.recipes import recipe
-
-KEYS = ["task", "format", "tokenizer", "model", "split"]
-"""What tells one map from another; seeds are averaged within a map."""
-STATUSES = ["right", "wrong", "truncated", "malformed"]
-
-
-@dataclass(frozen=True)
-class LsoMapConfig:
-    """Which runs to map. Each is trained by its task's recipe unless `steps` says otherwise."""
-
-    tasks: tuple[str, ...] = ("addition",)
-    formats: tuple[str, ...] = ("direct",)
-    tokenizers: tuple[str, ...] = ("number",)
-    models: tuple[str, ...] = ("nano",)
-    splits: tuple[str, ...] = ("square", "random")
-    seeds: tuple[int, ...] = (0,)
-    size: int = 0
-    """Grid size; 0 is the paper's."""
-    half_side: int = 10
-    """Half side of the held-out square."""
-    steps: int = 0
-    """Training steps; 0 is the recipe's."""
-    name: str = "cpu"
-    """Names the folder of tables and the figures."""
-    runs: Path = Path("runs")
-    """Folder of trained runs."""
-    record: Path = Path("studies/lso_map")
-    """Folder of recorded tables."""
-    figures: Path = Path("figures")
-    jobs: int = 0
-    """Runs trained at once on CPU; 0 is one a core."""
-    device: str = "auto"
-
-    def run_configs(self) -> Iterator[RunConfig]:
-        """One config a run, in the order of the tables."""
-        for task in self.tasks:
-            for fmt in self.formats:
-                for tokenizer in self.tokenizers:
-                    for model in self.models:
-                        for split in self.splits:
-                            for seed in self.seeds:
-                                yield self._run_config(task, fmt, tokenizer, model, split, seed)
-
-    def _run_config(self, task: str, fmt: str, tokenizer: str, model: str, split: str, seed: int) -> RunConfig:
-        config = recipe(task, fmt, tokenizer=tokenizer, model=model, split=split, seed=seed)
-        if self.size:
-            config = config.replace(task_params={"size": self.size})
-        if split == "square" and self.half_side != 10:
-            config = config.replace(split_params={"half_side": self.half_side})
-        return config.replace(steps=self.steps) if self.steps else config
-
-
-PRESETS: dict[str, LsoMapConfig] = {
-    "cpu": LsoMapConfig(),
-    "tasks": LsoMapConfig(tasks=tuple(TASKS), name="tasks"),
-    "scratchpad": LsoMapConfig(
-        formats=("scratchpad",), tokenizers=("number", "digit"), seeds=(0, 1, 2), name="scratchpad"
-    ),
-    "scratchpad-tasks": LsoMapConfig(
-        tasks=tuple(t for t in TASKS if t != "addition"), formats=("scratchpad",), name="scratchpad-tasks"
-    ),
-    "test": LsoMapConfig(size=24, half_side=3, steps=150, name="test"),
-}
+from cri.studies.lso_map.config import KEYS, PRESETS, STATUSES, LsoMapConfig
 
 
 def run(config: LsoMapConfig) -> Path:
@@ -148,7 +81,3 @@ def draw(folder: Path, figures: Path) -> list[Path]:
 def main() -> None:
     """`python -m cri.studies.lso_map`."""
     run_command(LsoMapConfig, run, __doc__, presets=PRESETS, prog="python -m cri.studies.lso_map")
-
-
-if __name__ == "__main__":
-    main()

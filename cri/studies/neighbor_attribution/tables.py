@@ -32,7 +32,7 @@ from cri.training.runs import Run, load_run
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from cri.studies.neighbor_attribution.study import NeighborAttribution
+    from cri.studies.neighbor_attribution.config import NeighborAttribution
 
 KEYS = ["model", "set", "method", "site"]
 PARAMETERS, CONTENT = "all parameters", "no model"

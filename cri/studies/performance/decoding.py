@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from cri.evaluation.decoding import Decoded
-    from cri.studies.performance.study import PerformanceConfig
+    from cri.studies.performance.config import PerformanceConfig
 
 BATCH = 64
 """Prompts that the opponent's batched `generate` is given at once."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from cri.data.token_table import TokenTable
-    from cri.studies.performance.study import PerformanceConfig
+    from cri.studies.performance.config import PerformanceConfig
 
 FORWARD, BACKWARD = 1024, 256
 """Cases in one forward pass and in one backward pass, ours and the opponent's."""

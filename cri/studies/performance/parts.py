@@ -11,7 +11,7 @@ from cri.studies.performance import training as performance_training
 from cri.studies.performance.rows import Row
 
 if TYPE_CHECKING:
-    from cri.studies.performance.study import PerformanceConfig
+    from cri.studies.performance.config import PerformanceConfig
 
 PARTS: dict[str, Callable[[PerformanceConfig, str], Iterator[Row]]] = {
     "nano": performance_training.nano,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from cri.data.token_table import TokenTable
-    from cri.studies.performance.study import PerformanceConfig
+    from cri.studies.performance.config import PerformanceConfig
     from cri.training.setup import Materials
 
 Row = dict[str, Any]

@@ -17,7 +17,7 @@ from cri.studies.performance.rows import Row, addition, clear, model_of, quickes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from cri.studies.performance.study import PerformanceConfig
+    from cri.studies.performance.config import PerformanceConfig
     from cri.training.setup import Materials
 
 PEAK_BF16 = 989e12

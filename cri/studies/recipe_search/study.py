@@ -6,51 +6,12 @@ The table this leaves is where the recipes of `cri.training.recipes` come from, 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from pathlib import Path
 
 from cri.cli import run_command
-from cri.tasks import TASKS, make_task
+from cri.studies.recipe_search.config import PRESETS, RecipeSearch
+from cri.tasks import make_task
 from cri.training.recipes import recipe
-
-
-@dataclass(frozen=True)
-class RecipeSearch:
-    """The grid of settings. One bank of replicas for each task, format, tokenizer, batch size and length."""
-
-    tasks: tuple[str, ...] = tuple(TASKS)
-    formats: tuple[str, ...] = ("direct",)
-    tokenizers: tuple[str, ...] = ("number",)
-    model: str = "nano"
-    splits: tuple[str, ...] = ("square", "random")
-    steps: tuple[int, ...] = (4000, 8000)
-    batch_sizes: tuple[int, ...] = (256,)
-    lrs: tuple[float, ...] = (1e-3, 2e-3, 3e-3, 5e-3, 8e-3)
-    weight_decays: tuple[float, ...] = (0.0, 0.03, 0.3, 1.0)
-    seeds: tuple[int, ...] = (0,)
-    size: int = 0
-    """Grid size; 0 is the paper's."""
-    precision: str = "fp32"
-    name: str = "search"
-    runs: Path = Path("runs")
-    """Folder of banks."""
-    record: Path = Path("studies/recipe_search")
-    """Folder of the table."""
-    device: str = "auto"
-
-
-PRESETS = {
-    "all": RecipeSearch(),
-    "test": RecipeSearch(
-        tasks=("addition",),
-        steps=(30,),
-        batch_sizes=(64,),
-        lrs=(1e-3, 5e-3),
-        weight_decays=(0.0,),
-        size=24,
-        name="test",
-    ),
-}
 
 
 def run(config: RecipeSearch) -> Path:
@@ -97,7 +58,3 @@ def run(config: RecipeSearch) -> Path:
 def main() -> None:
     """`python -m cri.studies.recipe_search`."""
     run_command(RecipeSearch, run, __doc__, presets=PRESETS, prog="python -m cri.studies.recipe_search")
-
-
-if __name__ == "__main__":
-    main()

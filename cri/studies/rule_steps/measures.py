@@ -17,7 +17,7 @@ from cri.tasks import Task
 from cri.training.runs import Run
 
 if TYPE_CHECKING:
-    from cri.studies.rule_steps.study import RuleSteps
+    from cri.studies.rule_steps.config import RuleSteps
 
 LONG = 96
 """Longer sequences (a rule's traces) are patched at their last 64 positions only, with a quarter of the pairs."""

@@ -14,7 +14,7 @@ from cri.studies.rule_steps.measures import accuracy_row, intervene
 from cri.training.runs import load_run
 
 if TYPE_CHECKING:
-    from cri.studies.rule_steps.study import RuleSteps
+    from cri.studies.rule_steps.config import RuleSteps
 
 SUBJECT = ["task", "format", "tokenizer"]
 MARGIN = 0.05

@@ -7,32 +7,12 @@ belongs to every result on a pretrained model. Answers are decoded greedily from
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from cri.cli import run_command
 from cri.config import RunConfig
 from cri.storage import provenance, write_json, write_text
-from cri.tasks import TASKS
-
-
-@dataclass(frozen=True)
-class ZeroShotConfig:
-    """Which model, on how many cases of which tasks."""
-
-    model: str = "smollm2-135m"
-    """A folder written by save_pretrained, `smollm2-135m`, or a hub id."""
-    tasks: tuple[str, ...] = tuple(name for name in TASKS if name != "length_addition")
-    n_cases: int = 200
-    """Random cases of each task; 0 takes all of them."""
-    max_number: int = 999
-    """Numbers whose tokens are counted."""
-    seed: int = 0
-    record: Path = Path("studies/zero_shot")
-    """Folder of recorded tables."""
-
-
-PRESETS = {"smollm2": ZeroShotConfig(), "test": ZeroShotConfig(tasks=("addition",), n_cases=4, max_number=20)}
+from cri.studies.zero_shot.config import PRESETS, ZeroShotConfig
 
 
 def run(config: ZeroShotConfig) -> Path:
@@ -96,7 +76,3 @@ def numbers_agree(completion: str, answer: str) -> bool:
 def main() -> None:
     """`python -m cri.studies.zero_shot`."""
     run_command(ZeroShotConfig, run, __doc__, presets=PRESETS, prog="python -m cri.studies.zero_shot")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,87 @@
+"""Settings and presets of `cri.studies.neighbor_attribution`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cri.config import RunConfig
+from cri.errors import out_of_range, unknown_name
+from cri.training.recipes import recipe
+
+NAME = "neighbor_attribution"
+METRICS = ("cosine", "euclidean", "whitened_cosine")
+
+
+@dataclass(frozen=True)
+class NeighborAttribution:
+    """Runs to compare, and how."""
+
+    task: str = "addition"
+    format: str = "direct"
+    tokenizer: str = "number"
+    model: str = "nano"
+    seeds: tuple[int, ...] = (0,)
+    """One square-split and one random-split run each."""
+    size: int = 0
+    """Grid size; 0 is the paper's."""
+    half_side: int = 10
+    """Half side of the held-out square at the task's centre."""
+    steps: int = 0
+    """Training steps; 0 is the recipe's."""
+    k: int = 10
+    """Neighbours that count as nearest."""
+    metrics: tuple[str, ...] = ("cosine", "euclidean")
+    """Of cosine, euclidean, whitened_cosine. The verdict needs cosine."""
+    n_boot: int = 2000
+    """Bootstrap samples."""
+    name: str = "cpu"
+    """Names the folder of tables and the figures."""
+    runs: Path = Path("runs")
+    """Folder of trained runs."""
+    record: Path = Path("studies/neighbor_attribution")
+    """Folder of recorded tables."""
+    removal: Path = Path("studies/counterfactual_removal/gpu")
+    """Recorded tables of `counterfactual_removal`, to lay the effect of removing each group beside its enrichment."""
+    figures: Path = Path("figures")
+    jobs: int = 0
+    """Runs trained at once on CPU; 0 is one a core."""
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise out_of_range("seeds", self.seeds, "one or more different whole numbers")
+        if self.k < 1:
+            raise out_of_range("k", self.k, "at least 1")
+        if self.n_boot < 100:
+            raise out_of_range("n_boot", self.n_boot, "at least 100")
+        for metric in self.metrics:
+            if metric not in METRICS:
+                raise unknown_name("metrics", metric, METRICS)
+        if "cosine" not in self.metrics:
+            raise out_of_range("metrics", self.metrics, "a list with cosine, on which the verdict rests")
+
+    def run_config(self, split: str, seed: int) -> RunConfig:
+        """The run of one split and seed, by the task's recipe."""
+        config = recipe(self.task, self.format, tokenizer=self.tokenizer, model=self.model, split=split, seed=seed)
+        if self.size:
+            config = config.replace(task_params={"size": self.size})
+        if split == "square" and self.half_side != 10:
+            config = config.replace(split_params={"half_side": self.half_side})
+        return config.replace(steps=self.steps) if self.steps else config
+
+
+PRESETS = {
+    "cpu": NeighborAttribution(),
+    "test": NeighborAttribution(size=24, half_side=4, steps=150, k=5, n_boot=200, name="test"),
+    # models of the shape that the CPU's retraining bank has, so that removals can be laid beside
+    "small": NeighborAttribution(
+        size=30,
+        half_side=3,
+        steps=500,
+        seeds=(0, 1, 2),
+        name="small",
+        removal=Path("studies/counterfactual_removal/cpu"),
+    ),
+    "full": NeighborAttribution(model="mini", seeds=(0, 1, 2), name="full"),
+}

@@ -1,0 +1,71 @@
+"""Settings and presets of `cri.studies.performance`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class PerformanceConfig:
+    """How much of each piece of work to measure."""
+
+    name: str = "cpu"
+    device: str = "auto"
+    parts: tuple[str, ...] = (
+        "nano", "decoding", "trace_decoding", "activations", "patching", "attribution", "paper", "traces", "growth",
+        "replicas",
+    )  # fmt: skip
+    """Which pieces, in order: the cheap ones first. One that fails leaves the others be."""
+    record: Path = Path("studies/performance")
+    size: int = 100
+    """Grid size of the addition task."""
+    nano_steps: int = 100
+    """Steps measured of the 4,000 of a `nano` run (both sides)."""
+    paper_model: str = "gpt2-shape"
+    paper_steps: int = 3
+    """Steps measured of the 31,900 of the paper's protocol (opponent; ours takes ten times as many)."""
+    one_by_one: int = 20
+    """Cases measured of one-at-a-time decoding."""
+    scratchpad_steps: int = 300
+    """Training steps, not timed, of the model whose traces are decoded."""
+    traces_one_by_one: int = 128
+    """Scratchpads decoded against one-at-a-time `generate`."""
+    traces_batched: int = 1024
+    """Scratchpads decoded against batched `generate`."""
+    patching_pairs: int = 100
+    attribution_cases: tuple[int, int] = (2000, 200)
+    """Training and test cases scored by this package and by kronfluence, besides the whole grid."""
+    replicas: int = 256
+    replica_steps: int = 300
+    """Steps measured of the 4,000 of each replica (opponent)."""
+    replicas_measured: int = 4
+    """Replicas really trained by this package; the rest is extrapolated."""
+    trace_steps: int = 1
+    trace_tokens: int = 2000
+    trace_batch: int = 2
+    trace_micro: int = 1
+    growth_steps: int = 20
+    repeats: int = 3
+    """Short measurements are repeated in turn, ours and the opponent's, and the quickest of each counts."""
+    threads: int = 1
+    """Of each process on CPU, ours and the opponent's. Small models gain little from a second thread, and on a busy
+    machine they lose much."""
+
+
+PRESETS = {
+    "cpu": PerformanceConfig(),
+    "gpu": PerformanceConfig(
+        name="gpu", device="cuda",
+        parts=("nano", "decoding", "trace_decoding", "paper", "traces", "growth", "replicas"),
+        nano_steps=500, paper_steps=60, one_by_one=60, traces_one_by_one=256, traces_batched=4096, replica_steps=4000,
+        replicas_measured=256, trace_steps=6, trace_tokens=2048, trace_batch=64, trace_micro=16, growth_steps=100,
+        repeats=1,
+    ),
+    "test": PerformanceConfig(
+        name="test", size=12, nano_steps=4, paper_model="nano", paper_steps=2, one_by_one=2, scratchpad_steps=20,
+        traces_one_by_one=3, traces_batched=80, patching_pairs=8, attribution_cases=(40, 8), replicas=4,
+        replica_steps=4, replicas_measured=2, trace_steps=1, trace_tokens=24, trace_batch=2, trace_micro=1,
+        growth_steps=2, repeats=1,
+    ),
+}  # fmt: skip
