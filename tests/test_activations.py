@@ -74,3 +74,18 @@ def test_site_names_are_checked_and_parsed(opened):
         Site.parse("blocks.0.hook_mlp_out@end")
     with pytest.raises(CriError, match="outside"):
         collect(bridge, tokens, [Site("blocks.0.hook_mlp_out", 7)])
+
+
+def test_attention_patterns_are_those_of_the_query(opened):
+    """Every head's row of the query at the position, also where sequences and their prompts differ in length."""
+    bridge, tokens = opened
+    cases = np.array([500, 3, 77, 240])
+    site = Site("blocks.1.attn.hook_pattern")
+    found = collect(bridge, tokens, [site], cases)[site]
+    for i, case in enumerate(cases):
+        n = int(tokens.prompt_lengths[case])
+        with torch.no_grad():
+            _, cache = bridge.run_with_cache(tokens.ids[case : case + 1, :n])
+        rows = found[i].reshape(bridge.cfg.n_heads, -1)
+        assert np.allclose(rows[:, :n], cache[site.hook][0, :, -1].numpy(), atol=1e-5)
+        assert not rows[:, n:].any()  # nothing attends to what comes later

@@ -168,3 +168,10 @@ def test_bm25_against_its_equation() -> None:
                 f = d.count(w)
                 expected += idf * f * 2.2 / (f + 1.2 * (1 - 0.75 + 0.75 * len(d) / mean))
             assert found[i, j] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e-30])
+def test_cosines_do_not_depend_on_scale(scale):
+    x = np.random.default_rng(0).normal(size=(20, 8))
+    found = similarity((x * scale).astype(np.float32), (x * scale).astype(np.float32), "cosine")
+    np.testing.assert_allclose(found, similarity(x, x, "cosine"), atol=1e-5)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from cri.config import RunConfig, TrainConfig
 from cri.data.tokenization import number_tokens
-from cri.errors import MissingDependencyError
+from cri.errors import CriError, MissingDependencyError
 from cri.evaluation.decoding import decode
 from cri.models.loading import load_pretrained, to_bridge
 from cri.models.smollm2 import cache_folder, smollm2_folder
@@ -45,6 +48,34 @@ def test_missing_packages_name_the_command(monkeypatch, tmp_path, missing):
 def test_a_model_that_cannot_be_had_says_what_would_provide_it():
     with pytest.raises(MissingDependencyError, match=r"hf download nobody/nothing.*nano.*smollm2-135m"):
         load_pretrained("nobody/nothing")
+
+
+def test_a_folder_without_some_weights_is_refused(tiny_run, tmp_path):
+    folder = shutil.copytree(tiny_run.path / "model", tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    lost = next(name for name in weights if "mlp" in name)
+    save_file({k: v for k, v in weights.items() if k != lost}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CriError, match=r"model: .* has no weights for .*mlp"):
+        load_pretrained(str(folder))
+
+
+def test_pickled_weights_are_not_read(tiny_run, tmp_path):
+    folder = shutil.copytree(tiny_run.path / "model", tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    torch.save(tiny_run.model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(CriError, match="model: cannot load"):
+        load_pretrained(str(folder))
+
+
+def test_code_of_a_model_folder_is_not_run(tiny_run, tmp_path):
+    folder = shutil.copytree(tiny_run.path / "model", tmp_path / "model")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CriError, match="model: cannot load"):
+        load_pretrained(str(folder))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_cache_follows_the_users_setting(monkeypatch, tmp_path):

@@ -58,6 +58,9 @@ def _prepare(
 
 def _unit(x: Float32[np.ndarray, "case d"]) -> Float32[np.ndarray, "case d"]:
     """Rows of length one; a zero row stays zero, with cosine 0 to everything."""
+    # squares of rows beyond about 1e19, or below 1e-23, leave float32's range: bring each row's largest entry to 1
+    largest = np.abs(x).max(axis=1, keepdims=True, initial=0.0)
+    x = x / np.where(largest > 0, largest, 1.0).astype(x.dtype)
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     return x / np.where(norms > 0, norms, 1.0)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from cri.data.case_ids import check_case_ids
 from cri.errors import CriError, out_of_range, unknown_name
 from cri.tasks import LengthAddition, Task
 
@@ -212,7 +213,7 @@ def remove_cases(split: Split, case_ids: Int[np.ndarray, " removed"], reason: st
 
     Raises `CriError` when a case to remove is not a training case.
     """
-    case_ids = np.asarray(case_ids, dtype=np.int64)
+    case_ids = check_case_ids(case_ids, len(split.train))
     if not split.train[case_ids].all():
         stray = case_ids[~split.train[case_ids]]
         raise CriError(f"case_ids: {stray[:5].tolist()} are not training cases of the split")

