@@ -76,16 +76,31 @@ def test_site_names_are_checked_and_parsed(opened):
         collect(bridge, tokens, [Site("blocks.0.hook_mlp_out", 7)])
 
 
-def test_attention_patterns_are_those_of_the_query(opened):
-    """Every head's row of the query at the position, also where sequences and their prompts differ in length."""
+def test_every_hook_gives_its_own_rows_or_is_refused(opened):
+    """Of all hooks of the bridge: what a hook on the case alone sees at the last prompt token, or one line that names
+    the hook. Attention patterns and scores are [head, query, key]: the row of the query."""
     bridge, tokens = opened
-    cases = np.array([500, 3, 77, 240])
-    site = Site("blocks.1.attn.hook_pattern")
-    found = collect(bridge, tokens, [site], cases)[site]
-    for i, case in enumerate(cases):
-        n = int(tokens.prompt_lengths[case])
-        with torch.no_grad():
-            _, cache = bridge.run_with_cache(tokens.ids[case : case + 1, :n])
-        rows = found[i].reshape(bridge.cfg.n_heads, -1)
-        assert np.allclose(rows[:, :n], cache[site.hook][0, :, -1].numpy(), atol=1e-5)
-        assert not rows[:, n:].any()  # nothing attends to what comes later
+    cases, seen, refused = np.array([500, 3, 77, 240]), {}, {}
+    for name in bridge.hook_dict:
+        try:
+            found = collect(bridge, tokens, [Site(name)], cases)[Site(name)]
+        except CriError as error:
+            refused[name] = str(error)
+            continue
+        for i, case in enumerate(cases):
+            n = int(tokens.prompt_lengths[case])
+            hook = (name, lambda tensor, hook: seen.update(alone=tensor.detach()))
+            with torch.no_grad():
+                bridge.run_with_hooks(tokens.ids[case : case + 1, :n], fwd_hooks=[hook])
+            if name.endswith(("hook_pattern", "hook_attn_scores")):
+                expected = seen["alone"][0, :, -1].numpy()
+                rows = found[i].reshape(len(expected), -1)[:, :n]
+                assert np.allclose(rows, expected, atol=1e-5), name
+            else:
+                assert np.allclose(found[i], seen["alone"][0, -1].flatten().numpy(), atol=1e-4), name
+    for name, message in refused.items():
+        assert message.startswith("site: "), name
+        assert name.rpartition(".")[2] in message
+    assert {"embed.hook_in", "blocks.0.attn.hook_result"} <= set(refused)
+    assert "blocks.1.attn.hook_pattern" not in refused
+    assert len(refused) < len(bridge.hook_dict) / 2

@@ -90,8 +90,13 @@ def _positions(site: Site, tokens: TokenTable) -> Int[Tensor, " case"]:
 
 @contextmanager
 def _reading(bridge: TransformerBridge, hooks: list[tuple[str, Callable[..., Any]]]) -> Iterator[None]:
-    with torch.no_grad(), bridge.hooks(fwd_hooks=hooks):  # pyright: ignore[reportArgumentType]
-        yield
+    try:
+        with torch.no_grad(), bridge.hooks(fwd_hooks=hooks):  # pyright: ignore[reportArgumentType]
+            yield
+    except ValueError as error:
+        if str(error).startswith("Cannot add hook"):  # TransformerLens's own words name the switch that is off
+            raise CriError(f"site: {error}") from error
+        raise
 
 
 def collect(
@@ -112,11 +117,14 @@ def collect(
     heads ([head, d_head] per token) are flattened to one vector; of attention patterns and scores, every head's row of
     the query at that position is kept ([head, key], keys up to the last wanted position).
 
-    Raises `UnknownNameError` for an unknown hook, `CriError` for a position outside a sequence, when the
+    Raises `UnknownNameError` for an unknown hook, `CriError` for a hook that is switched off, is never run or has no
+    vector at a token, for a position outside a sequence, for ids that are no case ids, when the
     limit is exceeded and no `folder` is given, or when the folder's disk has no room.
     """
     check_sites(bridge, sites)
     rows = np.arange(len(tokens)) if case_ids is None else check_case_ids(case_ids, len(tokens))
+    if not len(rows):
+        raise CriError("case_ids: give at least one")
     positions = {site: _positions(site, tokens) for site in sites}
     last_wanted = max(int(where.max()) for where in positions.values()) + 1
     device = next(bridge.parameters()).device
@@ -148,18 +156,19 @@ def collect(
     for array in arrays.values():
         if isinstance(array, np.memmap):
             array.flush()
+    if silent := [site.hook for site in sites if site not in arrays]:
+        raise CriError(f"site: {silent[0]} is never run in this model; choose another hook")
     return {site: arrays[site] for site in sites}
 
 
 def _at_positions(tensor: Tensor, where: Int[Tensor, " case"], site: Site, n_positions: int) -> Tensor:
-    """The rows of an activation at one position a case, [case, ...]; refuses a hook that has no token positions."""
+    """The rows of an activation at one position a case, [case, ...]; refuses a hook that has no vector at a token."""
     cases = torch.arange(len(tensor), device=tensor.device)
     if site.hook.rpartition(".")[2] in _BY_QUERY:  # [case, head, query, key]: the position is that of the query
         return tensor[cases, :, where]
-    if tensor.ndim < 2 or tensor.shape[1] != n_positions:
+    if tensor.ndim < 3 or tensor.shape[1] != n_positions:
         raise CriError(
-            f"site: {site.hook} has shape {tuple(tensor.shape)}, whose second dimension is not the token "
-            "position; choose another hook"
+            f"site: {site.hook} has shape {tuple(tensor.shape)}, not a vector at every token; choose another"
         )
     return tensor[cases, where]
 

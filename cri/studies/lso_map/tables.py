@@ -11,11 +11,8 @@ from cri.config import RunConfig
 from cri.data.splits import Split, make_split
 from cri.data.step_coverage import step_coverage
 from cri.statistics import agreement, grid_blocks, ring_accuracy
+from cri.studies.lso_map.config import KEYS, STATUSES
 from cri.tasks import Task, make_task
-
-KEYS = ["task", "format", "tokenizer", "model", "split"]
-"""What tells one map from another; seeds are averaged within a map."""
-STATUSES = ["right", "wrong", "truncated", "malformed"]
 
 
 def run_row(table: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, object]:
