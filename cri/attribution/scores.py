@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CONTENT = ("same_answer", "same_answer_by_distance", "shared_operand", "nearest_operands", "shared_step", "bm25")
-"""Methods that ask no model."""
+"""Model-free methods."""
 
 DAMPING = 1e-5
 """Relative damping of EK-FAC. Chosen on 20 random halves of the 30 x 30 grid that no bank holds: of 0.1, 0.001 and
@@ -63,7 +63,7 @@ class Question:
 
 
 def content_scores(question: Question) -> Iterator[tuple[str, np.ndarray]]:
-    """(method, scores [train, query]) of the methods that ask no model."""
+    """(method, scores [train, query]) of the model-free methods."""
     task, train, test = question.task, question.train_ids, question.query_ids
     train_labels = labels(task.answers[i] for i in train)
     test_labels = labels(question.answers)

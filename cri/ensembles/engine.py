@@ -276,7 +276,7 @@ def train_alone(materials: Materials, replica: Replica) -> Result:
     losses: list[float] = []
     try:
         trainer.run(config.steps, log_every=LOG_EVERY, on_log=lambda p: losses.append(p.loss))
-    except CriError:  # diverged: its row says so, and the others are none the worse
+    except CriError:  # diverged: its row says so; the others are not affected
         losses += [math.nan] * (math.ceil(config.steps / LOG_EVERY) - len(losses))
     model.eval()
     return Result(Layout(model).flatten(model)[None], torch.tensor([losses]), [decode(model, materials.tokens)])

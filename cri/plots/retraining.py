@@ -21,7 +21,7 @@ RETRAININGS = {
     "new seed": ("one retraining, a new seed", "#56B4E9", "s"),
     "mean over seeds": ("mean over retraining seeds", "#000000", "D"),
 }
-"""Label, colour and marker by what is foretold."""
+"""Label, colour and marker by what is predicted."""
 LEARNT = 0.9
 """Training accuracy from which on a failure on held-out cases says something about them."""
 DESIGN_NAMES = {"apart": "off diagonal", "mirrored": "+ its image", "one_sided": "+ neighbour"}

@@ -91,8 +91,8 @@ def make_family(name: str, options: RetrainingBank) -> Family:
 
 def region_cases(family: Family, options: RetrainingBank, region: str) -> Int[np.ndarray, " case"]:
     """Test cases of designed removals: `centre` (within two rings of it), `edge` (the border ring), `outside`, and
-    `random` (held out by the random split). Those without a training case that shares a step from afar are passed
-    over."""
+    `random` (held out by the random split). Those without a training case that shares a step without being near are
+    passed over."""
     task = family.task
     rings = depth(task, task.center, options.half_side)
     candidates = {

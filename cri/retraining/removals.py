@@ -51,7 +51,7 @@ def removal_groups(
             decides its answer, all that share the step share the answer.)
 
     Returns:
-        Case ids in ascending order. Empty when no training case shares a step from afar.
+        Case ids in ascending order. Empty when no training case shares a step without being near.
 
     Raises `CriError` where `test_id` is a training case or there are not `size` training cases.
     """

@@ -1,4 +1,4 @@
-"""The linear datamodeling score (LDS): does an attribution foretell what retraining does?
+"""The linear datamodeling score (LDS): does an attribution predict what retraining does?
 
 For a query q and training subsets S, the attribution predicts g_S = sum of its scores over S; retraining on S gives the
 output f_S. LDS(q) is Spearman's rank correlation of g and f over the subsets (Ilyas et al. 2022; Park et al. 2023,
@@ -41,7 +41,7 @@ def rank(values: Num[np.ndarray, "subset query"]) -> Ranks:
 
 def rank_correlation(x: Ranks, y: Ranks, weights: Num[np.ndarray, "boot subset"]) -> PerQuery:
     """Correlation of two sets of ranks for each query under each row of subset weights; 0 where either is constant
-    (a method that says the same of every subset foretells nothing).
+    (a method that says the same of every subset predicts nothing).
 
     In bootstrap samples the ranks stay those among all subsets: a resampled rank is a monotone function of them.
     """
@@ -116,7 +116,7 @@ def lds_table(
         predicted: `subset_sums` of each method.
         outputs: by kind of retraining (`fixed seed`, `new seed`, ...), the outputs of one or more retrainings of the
             same subsets; the LDS of a kind is the mean over these.
-        baselines: the methods that ask no model. The one with the highest LDS is what the others are compared with;
+        baselines: the model-free methods. The one with the highest LDS is what the others are compared with;
             chosen after the fact, it is favoured.
 
     Returns:

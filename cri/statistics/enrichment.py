@@ -191,7 +191,7 @@ def _rates(
 
 
 def vote(scores: Scores, groups: Groups, true_labels: Shaped[np.ndarray, " test"], k: int = 10) -> pd.DataFrame:
-    """Does the commonest answer among the k nearest training cases foretell the model's output?
+    """Does the commonest answer among the k nearest training cases predict the model's output?
 
     Returns:
         One row a test case: `test_id`, `agrees` (probability that the vote is the label the model

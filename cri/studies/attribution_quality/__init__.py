@@ -1,1 +1,1 @@
-"""Which attribution method foretells what retraining does?"""
+"""Which attribution method predicts what retraining does?"""

@@ -1,9 +1,9 @@
-"""Which attribution method foretells what retraining does?
+"""Which attribution method predicts what retraining does?
 
 `python -m cri.studies.attribution_quality [preset] [--option ...]` takes the recorded retrainings on random training
 subsets of `cri.retraining.bank` (and makes them where none are recorded), scores every training case for every
 query by each method on the base models, and reports the linear datamodeling score with its noise ceiling, the gain
-over the best baseline that asks no model, and the partial score given it; and how many removed cases it takes to lose
+over the best baseline that is model-free, and the partial score given it; and how many removed cases it takes to lose
 a right answer.
 """
 

@@ -207,7 +207,7 @@ def summarize(out: Collected, config: NeighborAttribution) -> dict[str, pd.DataF
             rim = statistics.stratified_auc(-part["ring"].to_numpy(), right, np.zeros(len(part)), run, block, **options)
             rows.append((*key, "ring alone", *rim, int(right.sum()), int((~right).sum())))
     aucs = pd.DataFrame(rows, columns=[*KEYS, "control", "auc", "low", "high", "n_right", "n_wrong"])
-    # content baselines ask no model, so there is nothing to decide about one
+    # content baselines are model-free, so there is nothing to decide about one
     asked = {"matched": matched, "enrichment": enrichment}
     named = {name: table[table["site"] != CONTENT].assign(**names) for name, table in asked.items()}
     return {
