@@ -17,9 +17,9 @@ from jaxtyping import install_import_hook
 # alone have no shapes, and would only be slowed down
 _WITH_SHAPES = (
     "attribution", "data.case_groups", "data.case_relations", "data.held_out", "data.splits", "data.step_coverage",
-    "data.token_table", "ensembles.bank", "ensembles.stacked", "ensembles.train", "evaluation.decoding",
-    "interventions", "models.activations", "models.loading", "retraining.records", "retraining.removals",
-    "statistics", "training.runs", "training.trainer",
+    "data.step_places", "data.token_table", "ensembles.bank", "ensembles.stacked", "ensembles.train",
+    "evaluation.decoding", "interventions", "models.activations", "models.loading", "retraining.records",
+    "retraining.removals", "statistics", "training.runs", "training.trainer",
 )  # fmt: skip
 install_import_hook([f"cri.{module}" for module in _WITH_SHAPES], "beartype.beartype")
 for module in _WITH_SHAPES:  # a name that no module has would switch the check off without a word
