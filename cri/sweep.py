@@ -6,21 +6,20 @@ again when the command is run again. Jobs are processes of this machine, or task
 
 from __future__ import annotations
 
-import os
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any
 
 from cri.cli import run_command
 from cri.config import RunConfig
-from cri.errors import CriError, MissingDependencyError
+from cri.errors import CriError
+from cri.training.jobs import Backend, Workers, progress_bar
 from cri.training.recipes import recipe
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Backend = Literal["processes", "ray"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class SweepConfig:
     """`ray` hands the jobs to the Ray cluster that RAY_ADDRESS names, or to a local one; `out` must be a folder that
     all its machines share."""
     jobs: int = 0
-    """Jobs at once; 0 is one a core (with Ray: as many as the cluster takes)."""
+    """Jobs at once, 1 for this process alone; 0 is one a core (with Ray: as many as the cluster takes)."""
     gpus_per_job: float = 0.0
     """With Ray: the share of a GPU that each job is given (0.25 puts four jobs on one)."""
     device: str = "auto"
@@ -55,36 +54,19 @@ class SweepConfig:
         from cri.cli import key_values
 
         params = key_values("task_params", self.task_params)
-        for task in self.tasks:
-            for fmt in self.formats:
-                for tokenizer in self.tokenizers:
-                    for model in self.models:
-                        for split in self.splits:
-                            for seed in self.seeds:
-                                fields: dict[str, Any] = {"task_params": params, "split": split, "seed": seed}
-                                if split == "square" and self.half_side is not None:
-                                    fields["split_params"] = {"half_side": self.half_side}
-                                if self.steps:
-                                    fields["steps"] = self.steps
-                                yield recipe(task, fmt, tokenizer=tokenizer, model=model, **fields)
+        axes = (self.tasks, self.formats, self.tokenizers, self.models, self.splits, self.seeds)
+        for task, fmt, tokenizer, model, split, seed in itertools.product(*axes):
+            fields: dict[str, Any] = {"task_params": params, "split": split, "seed": seed}
+            if split == "square" and self.half_side is not None:
+                fields["split_params"] = {"half_side": self.half_side}
+            if self.steps:
+                fields["steps"] = self.steps
+            yield recipe(task, fmt, tokenizer=tokenizer, model=model, **fields)
 
 
-def _job(config: RunConfig, out: Path, device: str) -> tuple[str, str]:
-    """One run; its folder's name and, where it failed, the error. Runs in a process or on a machine of its own."""
-    import torch
-
-    from cri.storage import run_folder
-    from cri.training.runs import train_run
-
-    torch.set_num_threads(1)  # one job a core, and the same sums on any machine
-    name = run_folder(out, config.name, config.to_dict()).name
-    try:
-        train_run(config, out, device=device, progress=False)
-    except CriError as error:
-        return name, str(error)
-    except Exception as error:  # one broken job must not end the others
-        return name, f"{type(error).__name__}: {error}"
-    return name, ""
+def described(error: Exception | None) -> str:
+    """An error as one cell of the table; of one that nobody foresaw, with its kind."""
+    return "" if error is None else str(error) if isinstance(error, CriError) else f"{type(error).__name__}: {error}"
 
 
 def sweep(
@@ -100,35 +82,21 @@ def sweep(
 
     Returns one row a config: `task, format, tokenizer, model, split, seed, status` (done, failed), `train_accuracy`,
     `test_accuracy`, `error, run` (the folder's name), also written to `sweep.csv` below `out`. The table does not
-    depend on the backend. Raises `MissingDependencyError` where Ray is asked for and absent.
+    depend on where the jobs run (`backend`, `jobs`, `gpus_per_job`, `device`: see `cri.training.jobs.Workers`).
     """
-    import contextlib
-
-    import joblib
     import pandas as pd
 
-    from cri.storage import read_json, write_text
-    from cri.training.setup import resolve_device
+    from cri.storage import read_json, run_folder, write_text
+    from cri.training.runs import train_each
 
-    out = out.resolve()
-    context: Any = contextlib.nullcontext()
-    if backend == "ray":
-        try:
-            from ray.util.joblib import register_ray  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise MissingDependencyError("backend: needs the package ray (pip install ray)") from error
-        register_ray()
-        resources = {"num_cpus": 1} | ({"num_gpus": gpus_per_job} if gpus_per_job else {})
-        context = joblib.parallel_config("ray", ray_remote_args=resources)
-        n_jobs = jobs or -1
-    else:
-        device = resolve_device(device)
-        n_jobs = (jobs or os.cpu_count() or 1) if device == "cpu" else max(1, jobs)
-    with context:
-        done = joblib.Parallel(n_jobs=n_jobs, verbose=5)(joblib.delayed(_job)(c, out, device) for c in configs)
+    bar = progress_bar(len(configs), f"{len(configs)} runs", "run")
+    workers = Workers(backend, jobs, gpus_per_job, device)
+    done = train_each(configs, out, workers, progress=False, on_done=lambda item: bar.update(1))
+    bar.close()
     rows = []
-    for config, outcome in zip(configs, cast("list[tuple[str, str]]", done), strict=True):
-        name, error = outcome
+    for config, outcome in zip(configs, done, strict=True):
+        name = run_folder(out, config.name, config.to_dict()).name
+        error = described(outcome.error)
         keys = ("task", "format", "tokenizer", "model", "split", "seed")
         accuracy = {} if error else read_json(out / name / "manifest.json")["accuracy"]
         rows.append(

@@ -100,7 +100,7 @@ def test_killed_halfway_the_rest_alone_is_run(finished, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is an optional extra")
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'cri[dev]'")
 def test_ray_gives_the_same_table(finished, tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     subprocess.run(command(tmp_path, "--backend", "ray"), env=environment, check=True, capture_output=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -191,28 +190,30 @@ def train_what_fits(
     on_step: Callable[[int, int], Any],
     compiled: bool | None = None,
 ) -> tuple[Result, Path]:
-    """`train_stack` for the next of `replicas`: `size` of them, or half as many for as long as memory does not hold
+    """`train_stack` for the first of `replicas`: `size` of them, or half as many for as long as memory does not hold
     them.
 
     Args:
         materials, device, identity, checkpoint_seconds, compiled: see `train_stack`.
-        replicas: all of them.
+        replicas: those that are still to be trained.
         folder: of the checkpoint. One that is there is finished with as many members as it was begun with, whatever
             `size` is now.
-        start: the place of the next one among all; names the checkpoint.
+        start: the place of the first one in the bank; names the checkpoint.
         on_step: called with the number of members and the step.
 
     Returns what became of them, and the checkpoint, which the caller removes once that is written.
     """
-    n = begun_with(folder, start) or min(size, len(replicas) - start)
+    n = begun_with(folder, start)
+    if not 0 < n <= len(replicas):  # none, or one of more models than are asked for here
+        n = min(size, len(replicas))
     while True:
-        checkpoint = folder / f"part-{start:05d}-{start + n:05d}-checkpoint.safetensors"
+        checkpoint = folder / f"{part_name(start, n)}-checkpoint.safetensors"
 
         def report(step: int, n: int = n) -> None:
             on_step(n, step)
 
         try:
-            chosen = replicas[start : start + n]
+            chosen = replicas[:n]
             return (
                 train_stack(materials, chosen, device, checkpoint, identity, checkpoint_seconds, report, compiled),
                 checkpoint,
@@ -227,6 +228,11 @@ def train_what_fits(
         checkpoint.unlink(missing_ok=True)
         n = math.ceil(n / 2)
         warnings.warn(f"out of device memory: going on with {n} replicas at a time", stacklevel=2)
+
+
+def part_name(start: int, n: int) -> str:
+    """The stem of the files of `n` replicas, the first of which is at place `start` of the bank."""
+    return f"part-{start:05d}-{start + n:05d}"
 
 
 def begun_with(folder: Path, start: int) -> int:
@@ -280,9 +286,3 @@ def train_alone(materials: Materials, replica: Replica) -> Result:
         losses += [math.nan] * (math.ceil(config.steps / LOG_EVERY) - len(losses))
     model.eval()
     return Result(Layout(model).flatten(model)[None], torch.tensor([losses]), [decode(model, materials.tokens)])
-
-
-def progress_bar(total: int, desc: str, unit: str, progress: bool) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=desc, unit=unit, disable=not progress, mininterval=0.5 if sys.stderr.isatty() else 10)

@@ -5,10 +5,11 @@ On a GPU the models are trained together, as many at a time as memory holds; on 
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
-import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,7 @@ from cri.ensembles.engine import (
     LOG_EVERY,
     Replica,
     Result,
-    progress_bar,
+    part_name,
     replicas_at_once,
     train_alone,
     train_what_fits,
@@ -48,28 +49,61 @@ from cri.storage import (
     writing_to,
 )
 from cri.training.checkpoints import read_checkpoint, write_checkpoint
+from cri.training.jobs import Backend, Workers, progress_bar
 from cri.training.runs import require_same
 from cri.training.setup import Materials, prepare, resolve_device
 
 Method = Literal["auto", "stacked", "processes"]
 
 
-def _write_part(path: Path, result: Result, reader: AnswerReader, identity: Mapping[str, str]) -> None:
-    tensors = {
-        "flat": result.flat,
-        "losses": result.losses.contiguous(),
-        "correct": torch.from_numpy(np.stack([reader.correct(d) for d in result.decoded]).astype(np.uint8)),
-        "first_token": torch.from_numpy(np.stack([d.ids[:, 0] for d in result.decoded]).astype(np.int32)),
-    }
-    write_checkpoint(path, tensors, identity)
+class Parts:
+    """The part files of an unfinished bank: what becomes of some of its replicas, until all of them are there."""
 
+    def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.identity = identity
 
-def _read_part(path: Path, identity: Mapping[str, str]) -> dict[str, Tensor]:
-    tensors, meta = read_checkpoint(path)
-    for key, value in identity.items():
-        if meta.get(key) != value:
-            raise CorruptRunError(f"bank: {path} was made with another {key}; remove the folder and train again")
-    return tensors
+    def write(self, start: int, result: Result, reader: AnswerReader, device: str) -> None:
+        """Writes the replicas from place `start` of the bank on, atomically."""
+        tensors = {
+            "flat": result.flat,
+            "losses": result.losses.contiguous(),
+            "correct": torch.from_numpy(np.stack([reader.correct(d) for d in result.decoded]).astype(np.uint8)),
+            "first_token": torch.from_numpy(np.stack([d.ids[:, 0] for d in result.decoded]).astype(np.int32)),
+        }
+        path = self.folder / f"{part_name(start, len(result.flat))}.safetensors"
+        write_checkpoint(path, tensors, {**self.identity, "trained_on": device})
+
+    def paths(self) -> list[Path]:
+        """Those that are there, in the bank's order."""
+        return sorted(self.folder.glob(f"part-{'[0-9]' * 5}-{'[0-9]' * 5}.safetensors"))
+
+    def missing(self, n: int) -> list[range]:
+        """The places of a bank of `n` replicas that no part holds yet, as runs of neighbours."""
+        ends = [tuple(map(int, path.stem.split("-")[1:])) for path in self.paths()]
+        starts = [0, *(stop for _, stop in ends)]
+        gaps = [range(start, stop) for start, stop in zip(starts, [*(start for start, _ in ends), n], strict=True)]
+        return [gap for gap in gaps if gap]
+
+    def read(self) -> tuple[dict[str, Tensor], str]:
+        """All parts together, [replica, ...], and the devices that they were trained on."""
+        read = []
+        devices = set()
+        for path in self.paths():
+            tensors, meta = read_checkpoint(path)
+            for key, value in self.identity.items():
+                if meta.get(key) != value:
+                    raise CorruptRunError(
+                        f"bank: {path} was made with another {key}; remove the folder and train again"
+                    )
+            read.append(tensors)
+            devices.add(meta.get("trained_on", "unknown"))
+        return {name: torch.cat([tensors[name] for tensors in read]) for name in read[0]}, ", ".join(sorted(devices))
+
+    def remove(self) -> None:
+        """Removes parts and checkpoints of parts, once the bank is finished."""
+        for path in self.folder.glob("part-*.safetensors"):
+            path.unlink(missing_ok=True)
 
 
 def train_replicas(
@@ -81,6 +115,8 @@ def train_replicas(
     chunk: int | None = None,
     method: Method = "auto",
     jobs: int = 0,
+    backend: Backend = "processes",
+    gpus_per_job: float = 0.0,
     compiled: bool | None = None,
     checkpoint_seconds: float = 300.0,
     progress: bool = True,
@@ -92,10 +128,10 @@ def train_replicas(
         config: what the replicas share: task, format, model, optimisation.
         replicas: what distinguishes them. One that diverges has a loss of NaN in the table; the others do not notice.
         out: folder of banks.
-        device: `auto`, `cpu`, `cuda`, ...
         chunk: replicas trained together; as many as fit by default.
         method: `stacked` (together on one device) or `processes` (each alone, one a core); by default the quicker.
-        jobs: processes, 0 for one a core.
+        jobs, backend, gpus_per_job, device: where they are trained (see `cri.training.jobs.Workers`). Of a stack on
+            this machine there is one at a time; on a Ray cluster, each job trains a share of the replicas.
         compiled: use torch.compile; by default where it pays.
         checkpoint_seconds: time between checkpoints of a stack.
         progress: show a progress bar on stderr.
@@ -111,12 +147,15 @@ def train_replicas(
         if replica.train.shape != (materials.task.n_cases,) or not replica.train.any():
             n_cases = materials.task.n_cases
             raise CriError(f"replicas[{index}].train: not a mask with training cases over {n_cases} cases")
-    where = torch.device(resolve_device(device))
+    workers = Workers(backend, jobs, gpus_per_job, device)
+    if workers.here:
+        workers = dataclasses.replace(workers, device=resolve_device(device))
+    if method == "auto":
+        has_gpu = torch.device(workers.device).type == "cuda" if workers.here else gpus_per_job > 0
+        method = "stacked" if has_gpu else "processes"
     described = {"config": config.to_dict(), "replicas": [r.identity() for r in replicas]}
     identity = {**materials.identity, "replicas": config_hash(described)}
     folder = run_folder(out, f"bank-{config.name}-x{len(replicas)}", described)
-    if method == "auto":
-        method = "stacked" if where.type == "cuda" else "processes"
     with locked(folder), writing_to(folder):
         if is_complete(folder):
             verify(folder)
@@ -124,112 +163,105 @@ def train_replicas(
             return folder
         started = time.perf_counter()
         write_json(folder / "config.json", config.to_dict())
-        options = (chunk, compiled, checkpoint_seconds)
+        parts = Parts(folder.resolve(), identity)
+        job: Callable[[Block], None]
         if method == "stacked":
-            parts = _stacked_parts(folder, materials, replicas, where, identity, options, progress)
+            if workers.here:
+                workers = dataclasses.replace(workers, jobs=1)
+            blocks = _neighbours(parts.missing(len(replicas)), workers.at_once())
+            own_bar = progress and workers.here
+            options = (chunk, compiled, checkpoint_seconds, own_bar)
+            job = functools.partial(_train_stacked, materials, parts, workers.device, options)
         else:
-            parts = _process_parts(folder, materials, replicas, identity, jobs, progress)
-        _assemble(folder, materials, replicas, parts, identity, str(where), method, time.perf_counter() - started)
+            blocks, own_bar = _dealt(parts.missing(len(replicas)), 4 * workers.at_once()), False
+            job = functools.partial(_train_alone, materials, parts)
+        bar = progress_bar(len(replicas), f"{len(replicas)} replicas", "model", progress and not own_bar)
+        bar.update(len(replicas) - sum(map(len, blocks)))
+        for outcome in workers.run(
+            job, [{i: replicas[i] for i in block} for block in blocks], lambda block: bar.update(len(block))
+        ):
+            outcome.get()
+        bar.close()
+        _assemble(folder, materials, replicas, parts, method, time.perf_counter() - started)
     return folder
 
 
-def _stacked_parts(
-    folder: Path,
-    materials: Materials,
-    replicas: Sequence[Replica],
-    device: torch.device,
-    identity: Mapping[str, str],
-    options: tuple[int | None, bool | None, float],
-    progress: bool,
-) -> list[Path]:
-    chunk, compiled, checkpoint_seconds = options
-    size = chunk or replicas_at_once(materials, Layout(materials.model), device)
-    size = math.ceil(len(replicas) / math.ceil(len(replicas) / size))  # parts of equal size
+Block = Mapping[int, Replica]
+"""Replicas that one job trains, by their places in the bank."""
+
+
+def _neighbours(missing: Sequence[range], n_jobs: int) -> list[Sequence[int]]:
+    """The missing places for `n_jobs` jobs that train stacks: each has neighbours, as a part file holds."""
+    length = math.ceil(sum(map(len, missing)) / n_jobs)
+    return [gap[start : start + length] for gap in missing for start in range(0, len(gap), length)]
+
+
+def _dealt(missing: Sequence[range], n_jobs: int) -> list[Sequence[int]]:
+    """The missing places dealt out like cards: jobs of models that take equally long end together."""
+    places = [place for gap in missing for place in gap]
+    return [places[k::n_jobs] for k in range(min(n_jobs, len(places)))]
+
+
+def _train_alone(materials: Materials, parts: Parts, block: Block) -> None:
+    """A job: each replica by the ordinary loop, on CPU."""
     reader = AnswerReader(materials.task, materials.format, materials.tokenizer, materials.tokens)
-    steps = materials.config.train.steps
-    parts: list[Path] = []
-    bar = progress_bar(len(replicas) * steps, f"{len(replicas)} replicas", "step", progress)
-    start = 0
-    while start < len(replicas):
-
-        def on_step(n: int, step: int, start: int = start) -> None:
-            bar.update(start * steps + n * step - bar.n)
-
-        found = sorted(folder.glob(f"part-{start:05d}-{'[0-9]' * 5}.safetensors"))
-        if found:  # whatever its size
-            part = found[0]
-            stop = int(part.stem.split("-")[2])
-            checkpoint = folder / f"{part.stem}-checkpoint.safetensors"
-        else:
-            result, checkpoint = train_what_fits(
-                materials,
-                replicas,
-                device,
-                folder,
-                start,
-                size,
-                identity,
-                checkpoint_seconds,
-                on_step,
-                compiled,
-            )
-            stop = start + len(result.flat)
-            size = min(size, stop - start)  # what did not fit once is not tried again
-            part = folder / f"part-{start:05d}-{stop:05d}.safetensors"
-            _write_part(part, result, reader, identity)
-        checkpoint.unlink(missing_ok=True)
-        on_step(stop - start, steps)
-        parts.append(part)
-        start = stop
-    bar.close()
-    return parts
+    for place, replica in block.items():
+        parts.write(place, train_alone(materials, replica), reader, "cpu")
 
 
-def _process_parts(
-    folder: Path,
+def _train_stacked(
     materials: Materials,
-    replicas: Sequence[Replica],
-    identity: Mapping[str, str],
-    jobs: int,
-    progress: bool,
-) -> list[Path]:
-    import joblib
+    parts: Parts,
+    device: str,
+    options: tuple[int | None, bool | None, float, bool],
+    block: Block,
+) -> None:
+    """A job: neighbouring replicas, as many at a time as memory holds."""
+    chunk, compiled, checkpoint_seconds, progress = options
+    where = torch.device(resolve_device(device))
+    size = chunk or replicas_at_once(materials, Layout(materials.model), where)
+    size = math.ceil(len(block) / math.ceil(len(block) / size))  # parts of equal size
+    reader = AnswerReader(materials.task, materials.format, materials.tokenizer, materials.tokens)
+    places, steps = list(block), materials.config.train.steps
+    bar = progress_bar(len(block) * steps, f"{len(block)} replicas", "step", progress)
+    done = 0
+    while done < len(block):
 
-    parts = [folder / f"part-{i:05d}-{i + 1:05d}.safetensors" for i in range(len(replicas))]
-    missing = [i for i, part in enumerate(parts) if not part.exists()]
-    blocks = [missing[k :: 4 * (jobs or os.cpu_count() or 1)] for k in range(4 * (jobs or os.cpu_count() or 1))]
-    blocks = [block for block in blocks if block]
+        def on_step(n: int, step: int, done: int = done) -> None:
+            bar.update(done * steps + n * step - bar.n)
 
-    def work(block: list[int]) -> int:
-        torch.set_num_threads(1)
-        own = prepare(materials.config)  # cheaper than sending tokenizers and models between processes
-        reader = AnswerReader(own.task, own.format, own.tokenizer, own.tokens)
-        for index in block:
-            _write_part(parts[index], train_alone(own, replicas[index]), reader, identity)
-        return len(block)
-
-    bar = progress_bar(len(replicas), f"{len(replicas)} replicas", "model", progress)
-    bar.update(len(replicas) - len(missing))
-    parallel = joblib.Parallel(n_jobs=jobs or os.cpu_count() or 1, return_as="generator_unordered")
-    for done in parallel(joblib.delayed(work)(block) for block in blocks):
-        bar.update(int(done))  # pyright: ignore[reportArgumentType]
+        rest = [block[place] for place in places[done:]]
+        result, checkpoint = train_what_fits(
+            materials,
+            rest,
+            where,
+            parts.folder,
+            places[done],
+            size,
+            parts.identity,
+            checkpoint_seconds,
+            on_step,
+            compiled,
+        )
+        n = len(result.flat)
+        parts.write(places[done], result, reader, str(where))
+        checkpoint.unlink(missing_ok=True)
+        on_step(n, steps)
+        size = min(size, n)  # what did not fit once is not tried again
+        done += n
     bar.close()
-    return parts
 
 
 def _assemble(
     folder: Path,
     materials: Materials,
     replicas: Sequence[Replica],
-    parts: Sequence[Path],
-    identity: Mapping[str, str],
-    device: str,
+    parts: Parts,
     method: str,
     seconds: float,
 ) -> None:
     """Writes the bank's files from its parts, and removes those."""
-    read = [_read_part(part, identity) for part in parts]
-    stacked = {name: torch.cat([tensors[name] for tensors in read]) for name in read[0]}
+    stacked, device = parts.read()
     layout = Layout(materials.model)
     with atomic_path(folder / WEIGHTS) as temporary:
         save_file({n: v.contiguous() for n, v in layout.views(stacked["flat"]).items()}, temporary)
@@ -264,7 +296,7 @@ def _assemble(
     layout.load(stacked["flat"][0], template)
     save_model(template, materials.tokenizer, folder / TEMPLATE)
     manifest = {
-        "identity": identity,
+        "identity": parts.identity,
         "n_replicas": len(replicas),
         "n_diverged": int((~np.isfinite(losses[:, -1])).sum()),
         "method": method,
@@ -275,5 +307,4 @@ def _assemble(
     write_json(folder / "manifest.json", manifest)
     files = ["config.json", "manifest.json", TABLE, LOSSES, WEIGHTS, MAPS]
     mark_complete(folder, files + [f"{TEMPLATE}/{p.name}" for p in sorted((folder / TEMPLATE).iterdir())])
-    for part in parts:
-        part.unlink(missing_ok=True)
+    parts.remove()

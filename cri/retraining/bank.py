@@ -30,7 +30,9 @@ def run(config: RetrainingBank) -> list[Path]:
         check(config.run_config(family))
     families = {}
     folders = []
-    options: dict[str, Any] = {"device": config.device, "method": config.method, "jobs": config.jobs}
+    options: dict[str, Any] = {
+        name: getattr(config, name) for name in ("device", "method", "jobs", "backend", "gpus_per_job")
+    }
     for name, kind in wanted:
         started = time.perf_counter()
         if name not in families:

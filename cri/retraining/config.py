@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 from cri.config import RunConfig
 from cri.errors import out_of_range, unknown_name
 from cri.retraining.removals import REMOVALS
+from cri.training.jobs import Backend
 from cri.training.recipes import recipe
 
 NAME = "retraining_bank"
@@ -67,7 +68,12 @@ class RetrainingBank:
     """Folder of recorded tables."""
     method: Literal["auto", "stacked", "processes"] = "auto"
     jobs: int = 0
-    """Models trained at once on CPU; 0 is one a core."""
+    """Models trained at once on CPU; 0 is one a core (with Ray: as many as the cluster takes)."""
+    backend: Backend = "processes"
+    """`ray` hands parts of a plan to the Ray cluster that RAY_ADDRESS names, or to a local one; `record` must lie in a
+    folder that all its machines share."""
+    gpus_per_job: float = 0.0
+    """With Ray: the share of a GPU that each part is given; 0 trains on CPU."""
     device: str = "auto"
 
     def __post_init__(self) -> None:

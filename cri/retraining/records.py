@@ -41,6 +41,7 @@ from cri.storage import (
     write_text,
     writing_to,
 )
+from cri.training.jobs import Backend
 from cri.training.setup import prepare, resolve_device
 
 RECORD = "record.safetensors"
@@ -151,6 +152,8 @@ def retrain(
     device: str = "auto",
     method: Method = "auto",
     jobs: int = 0,
+    backend: Backend = "processes",
+    gpus_per_job: float = 0.0,
     progress: bool = True,
 ) -> Path:
     """Trains `replicas` into a bank inside `folder`, records what they say, and deletes the bank unless they are base
@@ -158,7 +161,7 @@ def retrain(
 
     Args:
         folder: of this record.
-        config, device, method, jobs, progress: as in `train_replicas`.
+        config, device, method, jobs, backend, gpus_per_job, progress: as in `train_replicas`.
         replicas: each with a note `explains`.
         queries: case ids to record the outputs of.
         explained: by that note, the queries with the completions that the model of this name predicted. None for base
@@ -182,7 +185,8 @@ def retrain(
                     f"record: {folder} was made with other options; remove it, or give another name to this bank"
                 )
             return folder
-        path = train_replicas(config, replicas, folder, device=device, method=method, jobs=jobs, progress=progress)
+        where: dict[str, Any] = {"device": device, "jobs": jobs, "backend": backend, "gpus_per_job": gpus_per_job}
+        path = train_replicas(config, replicas, folder, method=method, progress=progress, **where)
         bank = load_bank(path)
         arrays = _measure(bank, queries, explained, resolve_device(device))
         arrays["train"] = np.packbits(bank.train, axis=1)

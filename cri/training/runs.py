@@ -7,10 +7,10 @@ A finished folder holds `config.json`, `split.json`, `model/` (save_pretrained, 
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
+import dataclasses
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from cri.config import RunConfig
 from cri.data.splits import Split, make_split
-from cri.errors import CorruptRunError, CriError, out_of_range
+from cri.errors import CorruptRunError, out_of_range
 from cri.storage import (
     is_complete,
     locked,
@@ -32,6 +32,7 @@ from cri.storage import (
     writing_to,
 )
 from cri.tasks import Task, make_task
+from cri.training.jobs import Backend, Outcome, Workers, progress_bar
 from cri.training.setup import Materials, check, prepare, resolve_device
 
 if TYPE_CHECKING:
@@ -170,7 +171,6 @@ def _train(
     folder: Path, materials: Materials, device: str, checkpoint_every: int, evals: int, progress: bool, position: int
 ) -> None:
     import numpy as np
-    from tqdm import tqdm
 
     from cri.evaluation.decoding import accuracy_by_part, predictions
     from cri.models.loading import LoraConfig, add_lora, merge_lora
@@ -197,14 +197,8 @@ def _train(
         )
     )
     started, first_step = time.perf_counter(), trainer.step
-    bar = tqdm(
-        total=config.train.steps,
-        initial=trainer.step,
-        desc=config.name,
-        unit="step",
-        disable=not (progress and first),
-        position=position,
-        mininterval=0.5 if sys.stderr.isatty() else 10,
+    bar = progress_bar(
+        config.train.steps, config.name, "step", progress and first, initial=trainer.step, position=position
     )
     shown: dict[str, str] = {}
 
@@ -255,16 +249,30 @@ def _train(
     checkpoint.unlink(missing_ok=True)
 
 
-def _train_one(config: RunConfig, out: Path, device: str, progress: bool, position: int) -> Path | CriError:
-    """`train_run` for a worker process; an expected error is handed back rather than raised."""
-    import torch
+def _train_one(item: tuple[int, RunConfig], out: Path, device: str, progress: bool, at_once: int) -> Path:
+    """`train_run` as a job."""
+    number, config = item
+    return train_run(config, out, device=device, progress=progress, position=number % at_once)
 
-    if device == "cpu":
-        torch.set_num_threads(1)  # one process a core, and the same sums whatever the number of cores
-    try:
-        return train_run(config, out, device=device, progress=progress, position=position)
-    except CriError as error:
-        return error
+
+def train_each(
+    configs: Sequence[RunConfig],
+    out: Path,
+    workers: Workers,
+    progress: bool = True,
+    on_done: Callable[[Any], Any] = lambda item: None,
+) -> list[Outcome[Path]]:
+    """`train_run` for each config as a job of its own; where one fails, its error stands in its place.
+
+    `on_done` is called whenever a run has ended. With `progress`, those on this machine have a bar each.
+    """
+    if workers.here:
+        workers = dataclasses.replace(workers, device=resolve_device(workers.device))
+    else:
+        out, progress = out.resolve(), False
+    at_once = workers.at_once() if progress else 1
+    job = functools.partial(_train_one, out=out, device=workers.device, progress=progress, at_once=at_once)
+    return workers.run(job, list(enumerate(configs)), on_done)
 
 
 def train_runs(
@@ -273,29 +281,19 @@ def train_runs(
     *,
     jobs: int = 0,
     device: str = "auto",
+    backend: Backend = "processes",
+    gpus_per_job: float = 0.0,
     progress: bool = True,
 ) -> list[Path]:
-    """`train_run` for each config: one process a core on CPU (`jobs`, 0 for all cores), in turn on a GPU.
+    """`train_run` for each config: `jobs` at a time, on this machine or on a Ray cluster (see
+    `cri.training.jobs.Workers`); by default one process a core on CPU, in turn on a GPU.
 
-    Results do not depend on `jobs`. Raises the first error after the other runs have finished.
+    Results do not depend on that. Raises the first error after the other runs have finished.
     """
-    import joblib
-
     for config in configs:  # before hours go into the first, the last is known to be well formed
         check(config)
-    device = resolve_device(device)
-    jobs = min(len(configs), jobs or os.cpu_count() or 1) if device == "cpu" else 1
-
-    results = joblib.Parallel(n_jobs=jobs)(
-        joblib.delayed(_train_one)(config, out, device, progress, i % max(jobs, 1)) for i, config in enumerate(configs)
-    )
-    paths: list[Path] = []
-    for result in results:
-        if isinstance(result, CriError):
-            raise result
-        assert isinstance(result, Path)
-        paths.append(result)
-    return paths
+    workers = Workers(backend, jobs, gpus_per_job, device)
+    return [done.get() for done in train_each(configs, out, workers, progress)]
 
 
 def load_predictions(path: Path) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Materials:
-    """Everything a run starts from."""
+    """Everything a run starts from.
+
+    It travels to another process as its config, and is prepared again there: that is quicker than sending tokenizer
+    and model.
+    """
 
     config: RunConfig
     task: Task
@@ -32,6 +37,9 @@ class Materials:
     tokenizer: PreTrainedTokenizerBase
     tokens: TokenTable
     model: PreTrainedModel
+
+    def __reduce__(self) -> tuple[Callable[[RunConfig], Materials], tuple[RunConfig]]:
+        return prepare, (self.config,)
 
     @cached_property
     def identity(self) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,13 +45,8 @@ class LsoMapConfig:
 
     def run_configs(self) -> Iterator[RunConfig]:
         """One config a run, in the order of the tables."""
-        for task in self.tasks:
-            for fmt in self.formats:
-                for tokenizer in self.tokenizers:
-                    for model in self.models:
-                        for split in self.splits:
-                            for seed in self.seeds:
-                                yield self._run_config(task, fmt, tokenizer, model, split, seed)
+        axes = (self.tasks, self.formats, self.tokenizers, self.models, self.splits, self.seeds)
+        return itertools.starmap(self._run_config, itertools.product(*axes))
 
     def _run_config(self, task: str, fmt: str, tokenizer: str, model: str, split: str, seed: int) -> RunConfig:
         config = recipe(task, fmt, tokenizer=tokenizer, model=model, split=split, seed=seed)

@@ -1,0 +1,118 @@
+"""Jobs: the same outcomes in this process, in several, and on a Ray cluster; one that fails ends no other."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from cri.config import RunConfig, TrainConfig
+from cri.ensembles.bank import load_bank
+from cri.ensembles.engine import Replica
+from cri.ensembles.train import Parts, train_replicas
+from cri.errors import CriError, MissingDependencyError
+from cri.storage import file_sha256
+from cri.training.jobs import Workers
+from cri.training.setup import prepare
+
+NEEDS_RAY = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'cri[dev]'"
+)
+WAYS = [
+    pytest.param(Workers(jobs=1, device="cpu"), id="this process"),
+    pytest.param(Workers(jobs=2, device="cpu"), id="two processes"),
+    pytest.param("ray", id="ray", marks=[NEEDS_RAY, pytest.mark.slow]),
+]
+BANK = RunConfig(
+    task_params={"size": 12}, split_params={"half_side": 1}, train=TrainConfig(steps=12, batch_size=16, lr=5e-3)
+)
+
+
+@pytest.fixture(autouse=True)
+def modules_found_by_workers(monkeypatch):
+    """Workers import what a job refers to by name, this module too."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]))
+
+
+@pytest.mark.parametrize("workers", WAYS)
+def test_outcomes_are_in_order_and_failures_in_their_place(workers):
+    def job(item):
+        if item == 2:
+            raise CriError("item: 2 is refused")
+        if item == 3:
+            raise RuntimeError("a bug")
+        return item * 10, torch.get_num_threads()
+
+    if workers == "ray":
+        workers = Workers("ray", jobs=2)
+    before, done = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        outcomes = workers.run(job, [4, 2, 3, 1], done.append)
+        assert torch.get_num_threads() == 2, "this process has its threads back"
+    finally:
+        torch.set_num_threads(before)
+    assert [o.value for o in outcomes] == [(40, 1), None, None, (10, 1)]
+    assert [type(o.error).__name__ for o in outcomes] == ["NoneType", "CriError", "RuntimeError", "NoneType"]
+    assert sorted(done) == [1, 2, 3, 4]
+    with pytest.raises(CriError, match="2 is refused"):
+        outcomes[1].get()
+    with pytest.raises(RuntimeError, match="a bug") as caught:
+        outcomes[2].get()
+    assert "in job" in caught.value.__notes__[0], "the traceback of the process where it happened"
+
+
+def test_settings_are_checked_before_anything_runs(monkeypatch):
+    with pytest.raises(CriError, match=r"backend: unknown 'slurm'; choose from processes, ray"):
+        Workers("slurm")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(CriError, match="jobs: -1 is not allowed"):
+        Workers(jobs=-1)
+    with pytest.raises(CriError, match="gpus_per_job"):
+        Workers(gpus_per_job=-0.5)
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(MissingDependencyError, match="backend: needs the package ray"):
+        Workers("ray")
+
+
+def test_how_many_run_at_once(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert [Workers(device="cpu").at_once(), Workers(device="cuda").at_once(), Workers(jobs=3).at_once()] == [6, 1, 3]
+
+
+def test_missing_parts_are_the_places_between_those_that_are_there(tmp_path):
+    for name in ("part-00002-00005", "part-00007-00008", "part-00005-00007-checkpoint"):
+        (tmp_path / f"{name}.safetensors").touch()
+    assert Parts(tmp_path, {}).missing(10) == [range(2), range(5, 7), range(8, 10)]
+    assert Parts(tmp_path, {}).missing(8) == [range(2), range(5, 7)]
+
+
+@pytest.fixture(scope="module")
+def replicas() -> list[Replica]:
+    ids = prepare(BANK).split.train_ids
+    masks = np.zeros((5, 144), dtype=bool)
+    for seed, mask in enumerate(masks):
+        mask[np.random.default_rng(seed).permutation(ids)[:90]] = True
+    return [Replica(seed % 2, mask, note={"subset": seed}) for seed, mask in enumerate(masks)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "way", [{"jobs": 2}, pytest.param({"backend": "ray"}, marks=NEEDS_RAY)], ids=["two processes", "ray"]
+)
+@pytest.mark.parametrize("method", ["processes", "stacked"])
+def test_a_bank_does_not_depend_on_where_its_parts_are_trained(method, way, replicas, tmp_path):
+    options = {"device": "cpu", "method": method, "progress": False}
+    expected = load_bank(train_replicas(BANK, replicas, tmp_path / "here", jobs=1, **options))
+    found = load_bank(train_replicas(BANK, replicas, tmp_path / "there", **way, **options))
+    assert found.path.name == expected.path.name
+    assert not list(found.path.glob("part-*"))
+    files = ["replicas.csv", "losses.csv", "maps.safetensors", "weights.safetensors"]
+    if method == "processes":  # model by model: bit for bit
+        assert [file_sha256(found.path / f) for f in files] == [file_sha256(expected.path / f) for f in files]
+        return
+    for replica in range(len(replicas)):  # stacks of other sizes round otherwise
+        for name, value in expected.state(replica).items():
+            torch.testing.assert_close(found.state(replica)[name], value, rtol=1e-3, atol=1e-5, msg=name)
