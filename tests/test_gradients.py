@@ -103,7 +103,7 @@ def error(got: np.ndarray, want: np.ndarray | torch.Tensor) -> float:
 def test_scores_match_autograd(name, dtype, factored):
     model = MODELS[name]().to(dtype)
     train, test = table(9, 1), table(4, 2)
-    scores = gradient_scores(model, train, test, factored=factored, batch_size=4, progress=False)
+    scores = gradient_scores(model, train, test, factored=factored, batch_size=4, target="reference", progress=False)
     g, h = autograd(model, train), autograd(model, test)
     bound = 1e-5 if dtype == torch.float32 else 1e-10
     assert error(scores.dot, g @ h.T) <= bound
@@ -118,7 +118,7 @@ def test_left_padded_autograd_agrees(name):
     model = MODELS[name](attention="eager")
     train, test = table(5, 1), table(3, 2)
     g, h = autograd(model, train, left_padding=3), autograd(model, test, left_padding=2)
-    assert error(gradient_scores(model, train, test, progress=False).dot, g @ h.T) <= 1e-5
+    assert error(gradient_scores(model, train, test, target="reference", progress=False).dot, g @ h.T) <= 1e-5
 
 
 def test_margin_as_output():
@@ -131,13 +131,15 @@ def test_margin_as_output():
     got = margin(model(case.ids[:, :-1]).logits, case)
     assert torch.allclose(got, log_p - torch.log1p(-log_p.exp()))
     want = autograd(model, train) @ autograd(model, test, margin).T
-    assert error(gradient_scores(model, train, test, output=margin, progress=False).dot, want) <= 1e-10
+    assert (
+        error(gradient_scores(model, train, test, output=margin, target="reference", progress=False).dot, want) <= 1e-10
+    )
 
 
 def test_positive_score_marks_a_proponent():
     """A small step down the training loss of case i raises the output of every j with a positive score."""
     model, train, test = gpt2().double(), table(3, 1), table(6, 2)
-    scores = gradient_scores(model, train, test, output=margin, progress=False).dot
+    scores = gradient_scores(model, train, test, output=margin, target="reference", progress=False).dot
     step = copy.deepcopy(model)
     case = train[np.array([0])]
     (-log_likelihood(step(case.ids[:, :-1]).logits, case)).sum().backward()
@@ -153,7 +155,7 @@ def test_invariant_to_batching_padding_order_and_passes(factored):
     model, train, test = gpt2().double(), table(13, 1), table(5, 2)
 
     def dot(a=train, b=test, **options):
-        return gradient_scores(model, a, b, factored=factored, progress=False, **options).dot
+        return gradient_scores(model, a, b, factored=factored, target="reference", progress=False, **options).dot
 
     reference = dot()
     for batch_size in (1, 3, 64):
@@ -167,14 +169,15 @@ def test_invariant_to_batching_padding_order_and_passes(factored):
 
 def test_too_little_memory_is_refused():
     with pytest.raises(CriError, match="max_bytes: 1000 is not allowed; must be at least"):
-        gradient_scores(gpt2(), table(4, 1), table(2, 2), max_bytes=1000, progress=False)
+        gradient_scores(gpt2(), table(4, 1), table(2, 2), max_bytes=1000, target="reference", progress=False)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_eager_and_sdpa_attention_agree(name):
     train, test = table(8, 1), table(4, 2)
     eager, sdpa = (
-        gradient_scores(MODELS[name](attention=kind), train, test, progress=False).dot for kind in ("eager", "sdpa")
+        gradient_scores(MODELS[name](attention=kind), train, test, target="reference", progress=False).dot
+        for kind in ("eager", "sdpa")
     )
     assert error(eager, sdpa) <= 1e-5
 
@@ -197,22 +200,24 @@ def test_conv1d_model_and_linear_twin_score_identically():
     twin = linear_twin(model)
     assert any(isinstance(m, Conv1D) for m in model.modules())
     assert not any(isinstance(m, Conv1D) for m in twin.modules())
-    a, b = (gradient_scores(m, train, test, progress=False) for m in (model, twin))
+    a, b = (gradient_scores(m, train, test, target="reference", progress=False) for m in (model, twin))
     assert error(a.dot, b.dot) <= 1e-12
 
 
 def test_tracin_sums_checkpoints():
     train, test = table(6, 1), table(3, 2)
     checkpoints = [(gpt2(seed=k), lr) for k, lr in ((0, 0.1), (1, 0.02))]
-    want = sum(lr * gradient_scores(m, train, test, progress=False).dot for m, lr in checkpoints)
-    assert error(tracin(iter(checkpoints), train, test, progress=False), want) <= 1e-6
+    want = sum(lr * gradient_scores(m, train, test, target="reference", progress=False).dot for m, lr in checkpoints)
+    assert error(tracin(iter(checkpoints), train, test, target="reference", progress=False), want) <= 1e-6
     with pytest.raises(CriError, match="checkpoints: none given"):
-        tracin([], train, test)
+        tracin([], train, test, target="reference")
 
 
 def test_chosen_parameters_and_their_coverage():
     model, train, test = gpt2().double(), table(6, 1), table(3, 2)
-    scores = gradient_scores(model, train, test, parameters=["*.mlp.*", "*ln_f.bias"], progress=False)
+    scores = gradient_scores(
+        model, train, test, parameters=["*.mlp.*", "*ln_f.bias"], target="reference", progress=False
+    )
     keep = torch.cat(
         [torch.full((p.numel(),), ".mlp." in n or n.endswith("ln_f.bias")) for n, p in model.named_parameters()]
     )
@@ -231,7 +236,7 @@ def test_frozen_parameters_are_left_out():
     for name, p in model.named_parameters():
         p.requires_grad_("mlp.up_proj.bias" in name or "q_proj" in name)
     want = autograd(model, train) @ autograd(model, test).T
-    scores = gradient_scores(model, train, test, progress=False)
+    scores = gradient_scores(model, train, test, target="reference", progress=False)
     assert error(scores.dot, want) <= 1e-10
     assert scores.coverage == 1.0
 
@@ -260,8 +265,8 @@ def test_unsupported_layer_is_named_and_can_be_left_out():
     model, train, test = gpt2().double(), table(5, 1), table(3, 2)
     model.transformer.h[1].mlp = Scaled(model.transformer.h[1].mlp)
     with pytest.raises(CriError, match=r"'transformer.h.1.mlp.scale', of the layer 'transformer.h.1.mlp' \(Scaled\)"):
-        gradient_scores(model, train, test)
-    scores = gradient_scores(model, train, test, parameters=["*.weight", "*.bias"], progress=False)
+        gradient_scores(model, train, test, target="reference")
+    scores = gradient_scores(model, train, test, parameters=["*.weight", "*.bias"], target="reference", progress=False)
     keep = torch.cat([torch.full((p.numel(),), not n.endswith("scale")) for n, p in model.named_parameters()])
     g, h = autograd(model, train), autograd(model, test)
     assert error(scores.dot, g[:, keep] @ h[:, keep].T) <= 1e-10
@@ -272,14 +277,14 @@ def test_layer_that_mixes_cases_or_is_not_called_is_named():
     model, train, test = gpt2(), table(5, 1), table(3, 2)
     model.spare = nn.Linear(3, 3)
     with pytest.raises(CriError, match=r"the layer 'spare' \(Linear\) is never called"):
-        gradient_scores(model, train, test, progress=False)
+        gradient_scores(model, train, test, target="reference", progress=False)
 
 
 def test_model_is_left_as_it_was():
     model = gpt2().train()
     model.transformer.h[0].eval()
     before = {name: module.training for name, module in model.named_modules()}
-    gradient_scores(model, table(5, 1), table(3, 2), parameters=["*.mlp.*"], progress=False)
+    gradient_scores(model, table(5, 1), table(3, 2), parameters=["*.mlp.*"], target="reference", progress=False)
     assert {name: module.training for name, module in model.named_modules()} == before
     assert not any(module._forward_hooks for module in model.modules())
     assert all(p.grad is None for p in model.parameters())
@@ -323,9 +328,10 @@ def table(n, length):
     return TokenTable(torch.randint(2, 600, (n, length)), torch.full((n,), 20), torch.full((n,), length), 0, 1)
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-gradient_scores(model, table(4, 30), table(4, 30), progress=False)  # libraries loaded, threads started
+# libraries loaded, threads started
+gradient_scores(model, table(4, 30), table(4, 30), target="reference", progress=False)
 before = peak()
-gradient_scores(model, table(4, 2000), table(3, 2000), progress=False, max_bytes=bound)
+gradient_scores(model, table(4, 2000), table(3, 2000), target="reference", progress=False, max_bytes=bound)
 print(peak() - before)
 """
 

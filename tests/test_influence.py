@@ -19,10 +19,11 @@ from cri.attribution.outputs import log_likelihood, margin
 from cri.attribution.per_example import find_blocks
 from cri.data.token_table import TokenTable
 from cri.errors import CorruptRunError, CriError
-from cri.studies.performance.baselines import kronfluence_scores, linear_only
+from cri.studies.performance.baselines import KRONFLUENCE_DAMPING, kronfluence_scores, linear_only
 
 OFF = {"bos_token_id": None, "eos_token_id": None}
 QUIET = {"progress": False}
+ASKED = {"target": "reference", **QUIET}
 
 
 class OneLayer(nn.Module):
@@ -115,7 +116,7 @@ def test_ridge_regression_closed_form():
     # the gradient of the prediction is x, so its empirical "Fisher" is the Hessian of the squared loss
     fisher = fit_ekfac(model, train, loss=prediction, labels="empirical", **QUIET)
     got = influence(
-        model, fisher, train, test, output=prediction, loss=squared, damping=0.3, relative_damping=0.0, **QUIET
+        model, fisher, train, test, output=prediction, loss=squared, damping=0.3, relative_damping=0.0, **ASKED
     )
     design = torch.cat([x, torch.ones(30, 1, dtype=torch.float64)], 1)
     residual = (y - model(torch.arange(30)).logits[:, 0]).detach()[:24]
@@ -167,7 +168,7 @@ def test_logistic_regression_leave_one_out():
     # EK-FAC is an approximation, and its refinement is not
     draws = pairs(inputs[:n].repeat(100), labels[:n].repeat(100))
     fisher = fit_ekfac(model, draws, batch_size=6000, **QUIET)
-    options = {"output": margin, "damping": l2, "relative_damping": 0.0, **QUIET}
+    options = {"output": margin, "damping": l2, "relative_damping": 0.0, **ASKED}
     approximate = -influence(model, fisher, train, test, **options) / n
     refined = -influence(model, fisher, train, test, cg_steps=8, cg_tokens=draws, batch_size=6000, **options) / n
     assert np.corrcoef(refined.ravel(), change.ravel())[0, 1] > 0.99
@@ -185,7 +186,7 @@ def test_exact_where_inputs_and_errors_are_independent():
     fisher = fit_ekfac(model, table, labels="empirical", **QUIET)
     [g] = autograd(model, table)
     dense = g.T @ g / len(g) + 0.05 * torch.eye(g.shape[1], dtype=g.dtype)
-    got = influence(model, fisher, table, table, damping=0.05, relative_damping=0.0, **QUIET)
+    got = influence(model, fisher, table, table, damping=0.05, relative_damping=0.0, **ASKED)
     assert error(got, g @ torch.linalg.solve(dense, g.T)) <= 1e-10
 
 
@@ -204,7 +205,7 @@ def test_vector_blocks_are_exact_and_eigenvalues_match_autograd(model):
         torch.testing.assert_close(basis.eigenvalues, want, rtol=1e-9, atol=1e-12)
     names = [n for n, p in model.named_parameters() if p.ndim == 1 and ("ln_" in n or "norm" in n)]
     norms = fit_ekfac(model, train, labels="empirical", parameters=names, **QUIET)
-    got = influence(model, norms, train, test, damping=0.1, relative_damping=0.0, **QUIET)
+    got = influence(model, norms, train, test, damping=0.1, relative_damping=0.0, **ASKED)
     chosen = [i for i, b in enumerate(find_blocks(model)) if b.parameters[0] in names]
     want = 0
     h = autograd(model, test)
@@ -218,15 +219,15 @@ def test_vector_blocks_are_exact_and_eigenvalues_match_autograd(model):
 def test_large_damping_tends_to_grad_dot():
     model, train, test = gpt2().double(), sequences(9, 20, 1), sequences(4, 20, 2)
     fisher = fit_ekfac(model, train, **QUIET)
-    got = 1e9 * influence(model, fisher, train, test, output=margin, damping=1e9, relative_damping=0.0, **QUIET)
-    assert error(got, gradient_scores(model, train, test, output=margin, **QUIET).dot) <= 1e-5
+    got = 1e9 * influence(model, fisher, train, test, output=margin, damping=1e9, relative_damping=0.0, **ASKED)
+    assert error(got, gradient_scores(model, train, test, output=margin, **ASKED).dot) <= 1e-5
 
 
 def test_conjugate_gradients_reach_the_dense_solution():
     model = gpt2(vocab=6, d=4, n_layer=1).double()
     train, test = sequences(30, 6, 1), sequences(4, 6, 2)
     fisher = fit_ekfac(model, train, labels="empirical", **QUIET)
-    options = {"damping": 0.1, **QUIET}
+    options = {"damping": 0.1, "relative_damping": 0.1, **ASKED}
     dampings = fisher.dampings(0.1, 0.1)
     g, h = (torch.cat(autograd(model, table), dim=1) for table in (train, test))
     d = torch.cat(
@@ -244,7 +245,7 @@ def test_invariant_to_batching_padding_and_order():
 
     def scores(a, b, batch_size=128, max_bytes=2 << 30):
         fisher = fit_ekfac(model, a, labels="empirical", batch_size=batch_size, **QUIET)
-        return influence(model, fisher, a, b, batch_size=batch_size, max_bytes=max_bytes, **QUIET)
+        return influence(model, fisher, a, b, batch_size=batch_size, max_bytes=max_bytes, **ASKED)
 
     want = scores(train, test)
     assert error(scores(train, test, batch_size=2), want) <= 1e-8
@@ -276,11 +277,11 @@ def test_saved_fit_gives_the_same_scores_and_damage_is_reported(tmp_path):
     loaded = EKFAC.load(tmp_path)
     assert (loaded.parameters, loaded.labels, loaded.seed, loaded.n_cases) == (fisher.parameters, "sampled", 0, 9)
     assert np.array_equal(
-        influence(model, fisher, train, test, **QUIET), influence(model, loaded, train, test, **QUIET)
+        influence(model, fisher, train, test, **ASKED), influence(model, loaded, train, test, **ASKED)
     )
     assert not list(tmp_path.glob("*.part"))
     with pytest.raises(CriError, match=r"ekfac: fitted on transformer\.wte\.weight of shape \(20, 16\)"):
-        influence(gpt2(vocab=21), loaded, train, test, **QUIET)
+        influence(gpt2(vocab=21), loaded, train, test, **ASKED)
     weights = tmp_path / "ekfac.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(CorruptRunError, match="not a saved EK-FAC fit"):
@@ -296,8 +297,8 @@ def test_non_finite_model_is_refused():
         model.transformer.h[0].mlp.c_fc.bias[0] = torch.nan
     for call in (
         lambda: fit_ekfac(model, train, labels="empirical", **QUIET),
-        lambda: influence(model, fisher, train, test, **QUIET),
-        lambda: gradient_scores(model, train, test, **QUIET),
+        lambda: influence(model, fisher, train, test, **ASKED),
+        lambda: gradient_scores(model, train, test, **ASKED),
     ):
         with pytest.raises(CriError, match="model: its gradients are not finite"):
             call()
@@ -307,9 +308,9 @@ def test_bad_arguments_are_named():
     model, train, test = gpt2(), sequences(5, 20, 1), sequences(3, 20, 2)
     fisher = fit_ekfac(model, train, **QUIET)
     with pytest.raises(CriError, match=r"damping: -1\.0 is not allowed"):
-        influence(model, fisher, train, test, damping=-1.0, **QUIET)
+        influence(model, fisher, train, test, damping=-1.0, **ASKED)
     with pytest.raises(CriError, match=r"damping: 0\.0 is not allowed; must be positive"):
-        influence(model, fisher, train, test, relative_damping=0.0, **QUIET)
+        influence(model, fisher, train, test, relative_damping=0.0, **ASKED)
     with pytest.raises(CriError, match="labels: unknown 'true'; choose from sampled, empirical"):
         fit_ekfac(model, train, labels="true", **QUIET)
 
@@ -324,9 +325,11 @@ def compare_with_kronfluence(model, train, test, batch_size=256) -> dict[str, tu
         options = {"batch_size": batch_size, **QUIET}
         if method == "EK-FAC":
             fisher = fit_ekfac(model, train, labels="empirical", parameters=names, **options)
-            ours = influence(model, fisher, train, test, **options)
+            ours = influence(
+                model, fisher, train, test, target="reference", relative_damping=KRONFLUENCE_DAMPING, **options
+            )
         else:
-            ours = gradient_scores(model, train, test, parameters=names, **options).dot
+            ours = gradient_scores(model, train, test, target="reference", parameters=names, **options).dot
         seconds = time.process_time() - begin
         theirs, their_seconds = kronfluence_scores(model, layers, train, test, strategy, batch_size=batch_size)
         out[method] = (error(ours, theirs), seconds, their_seconds)

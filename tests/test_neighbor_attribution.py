@@ -32,9 +32,16 @@ def test_tables_hold_every_method_with_its_controls(study):
     folder = config.record / config.name
     enrichment = pd.read_csv(folder / "enrichment.csv")
     assert set(enrichment["model"]) == {"square", "random", "untrained"}
-    assert {"cosine", "euclidean", "grad_dot", "grad_cos", "same_answer", "shared_operand", "nearest_operands"} <= set(
-        enrichment["method"]
-    )
+    assert {
+        "cosine",
+        "euclidean",
+        "GradDot",
+        "GradCos",
+        "EK-FAC",
+        "same_answer",
+        "shared_operand",
+        "nearest_operands",
+    } <= set(enrichment["method"])
     assert {"near", "same_answer", "same_operand", "same_step", "rest"} <= set(enrichment["group"])
     assert (enrichment["low"] <= enrichment["high"] + 1e-9).all()
     verdicts = pd.read_csv(folder / "verdicts.csv")
@@ -79,13 +86,13 @@ def test_measured_effects_stand_beside_enrichment_where_the_models_are_alike(stu
     write_json(tmp_path / "manifest.json", {"models": shape})
     table = causal(enrichment, tmp_path, config)
     assert table is not None
-    assert {"cosine", "grad_cos", "ekfac"} <= set(table["method"])
+    assert {"cosine", "GradCos", "EK-FAC"} <= set(table["method"])
     near = table[table["group"] == "near"]
     assert (near["effect"] == 2.0).all()
     assert (near["worth"] == 0.2).all()
-    asked = (enrichment["model"] == "square") & (enrichment["set"] == "full") & (enrichment["method"] == "ekfac")
+    asked = (enrichment["model"] == "square") & (enrichment["set"] == "full") & (enrichment["method"] == "EK-FAC")
     mine = enrichment[asked].set_index("group")
-    assert near.set_index("method").loc["ekfac", "enrichment"] == mine.loc["near", "estimate"]
+    assert near.set_index("method").loc["EK-FAC", "enrichment"] == mine.loc["near", "estimate"]
     assert "removed (60 cases)" in causal_text(table)
     assert set(table["n"]) == set(enrichment.loc[asked, "n"])
     assert set(table["n_tests"]) == {9}

@@ -71,14 +71,14 @@ def test_attribution_finds_the_copies_in_the_trained_model_only(planted, method,
     found = {}
     for name in ("with", "random"):
         query = tokens[np.array([asked])]
-        query = dataclasses.replace(query, ids=query.ids.clone())
+        query = dataclasses.replace(query, ids=query.ids.clone(), target="prediction")
         query.ids[0, query.prompt_lengths[0]] = answer(models[name], tokens, asked)
         train = tokens[train_ids]
         if method == "EK-FAC":
             fisher = fit_ekfac(models[name], train, progress=False)
-            scores = influence(models[name], fisher, train, query, progress=False)
+            scores = influence(models[name], fisher, train, query, target="prediction", progress=False)
         else:
-            both = gradient_scores(models[name], train, query, progress=False)
+            both = gradient_scores(models[name], train, query, target="prediction", progress=False)
             scores = both.dot if method == "GradDot" else both.cos
         top = train_ids[np.argsort(-scores[:, 0], kind="stable")[: K + strangers]]
         found[name] = int(np.isin(top, copies).sum())

@@ -69,11 +69,18 @@ DESIGNS = pd.DataFrame(
     }
 )
 QUALITY = pd.DataFrame(
-    {"name": ["same answer", "EK-FAC"], "kind": ["asks no model", "EK-FAC influence"], "retraining": "new seed",
+    {"name": ["same answer", "EK-FAC"], "kind": ["model-free", "influence"], "retraining": "new seed",
      "lds": [0.2, 0.5], "lds_low": 0.1, "lds_high": 0.6}
 )  # fmt: skip
 FLIPS = pd.DataFrame(
-    {"name": ["random", "EK-FAC"] * 2, "k": [5, 5, 20, 20], "lost": [0, 0.5, 0.2, 1], "low": 0, "high": 1}
+    {
+        "name": ["random", "EK-FAC"] * 2,
+        "color": ["#999999", "#0072B2"] * 2,
+        "k": [5, 5, 20, 20],
+        "lost": [0, 0.5, 0.2, 1],
+        "low": 0,
+        "high": 1,
+    }
 )
 SLIDING = pd.DataFrame(
     {"center_row": [5, 5, 9], "center_col": [5, 9, 5], "default_row": 6, "default_col": 9, "accuracy": [0.0, 0.5, 1.0],

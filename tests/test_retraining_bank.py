@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from cri.attribution.methods import METHODS, NO_MODEL, Method
 from cri.attribution.outputs import log_likelihood
 from cri.config import RunConfig, TrainConfig
 from cri.data.case_relations import grid_distance, mirror_images, shared_steps
@@ -27,6 +28,7 @@ from cri.retraining import plans as bank_plans
 from cri.retraining import records as retrainings
 from cri.retraining.records import load_retrainings, log_odds, retrain
 from cri.retraining.removals import random_removal, removal_groups
+from cri.studies.attribution_quality import figures as quality_figures
 from cri.studies.attribution_quality import study as attribution_quality
 from cri.studies.attribution_quality.tables import top_k_table
 from cri.studies.counterfactual_removal import study as counterfactual_removal
@@ -321,7 +323,15 @@ def test_symmetric_mistakes_are_seen(bank):
     assert len(symmetry_table(right, task)) == 0
 
 
-def test_quality_study_from_records_to_figures(bank, tmp_path):
+def test_quality_study_from_records_to_figures(bank, tmp_path, monkeypatch):
+    def operand(question):
+        yield NO_MODEL, np.tile(question.task.cases[question.train_ids, :1], len(question.query_ids))
+
+    # a new entry of the registry reaches the tables and figures by itself
+    monkeypatch.setitem(METHODS, "operand", Method("operand", "larger a", "model-free", "black", "cases", operand))
+    axes = []
+    points = quality_figures.quality_points
+    monkeypatch.setattr(quality_figures, "quality_points", lambda *args, **kw: axes.append(points(*args, **kw)))
     config = dataclasses.replace(
         attribution_quality.PRESETS["test"], records=bank, record=tmp_path / "r", figures=tmp_path / "f", tracin=True,
         runs=tmp_path / "runs", jobs=1, device="cpu",
@@ -330,6 +340,9 @@ def test_quality_study_from_records_to_figures(bank, tmp_path):
     assert drawn == {"lds", "variants"}
     lds = pd.read_csv(tmp_path / "r" / "test" / "lds.csv")
     assert {"same_answer", "bm25", "GradDot", "TracIn", "EK-FAC", "EK-FAC, mean over seeds"} <= set(lds["method"])
+    assert {"cosine, layer 0", "cosine, layer 1", "operand"} <= set(lds["method"])
+    assert "larger a" in {text.get_text() for ax in axes for text in ax.get_yticklabels()}
+    assert "operand" in set(pd.read_csv(tmp_path / "r" / "test" / "methods.csv")["method"])
     assert "EK-FAC, mean over 4 models" in set(lds["method"])
     (halves,) = (tmp_path / "runs").glob("bank-*")
     base = load_retrainings(bank / "test" / "addition-direct-number" / "base")
@@ -376,7 +389,7 @@ def test_top_k_removes_what_each_method_ranks_highest(bank, tmp_path):
     assert table.loc["EK-FAC", "lost"] == 1
     assert table.loc["GradCos", "lost"] == 0
     assert table.loc["random", "n"] == 2 * options.n_random_removals * len(notes.loc[lost, "test_id"].unique())
-    drawn = flip_curves(table.reset_index().assign(name=table.index))
+    drawn = flip_curves(table.reset_index().assign(name=table.index, color="black"))
     legend = drawn.get_legend()
     assert legend is not None
     assert {text.get_text() for text in legend.get_texts()} >= {"EK-FAC", "random"}

@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from cri.attribution.outputs import Output, log_likelihood
+from cri.attribution.outputs import Output, log_likelihood, require_target
 from cri.attribution.per_example import evaluating, find_blocks
 from cri.attribution.streaming import hold, on_model, plan_memory, stream
-from cri.data.token_table import TokenTable
+from cri.data.token_table import Target, TokenTable
 from cri.errors import CriError
 
 
@@ -53,6 +53,7 @@ def gradient_scores(
     train: TokenTable,
     test: TokenTable,
     *,
+    target: Target,
     output: Output = log_likelihood,
     loss: Output = log_likelihood,
     parameters: Sequence[str] = ("*",),
@@ -66,7 +67,9 @@ def gradient_scores(
     Args:
         model: a causal language model called as `model(input_ids=...).logits`.
         train: training cases with the labels they were trained on.
-        test: test cases with the labels to be explained: the model's own predictions, or references.
+        test: test cases with the completions to be explained.
+        target: which these are, said once more so that none is explained by mistake: the model's own `prediction`, or
+            the `reference` answer (`Run.explained` gives either).
         output: what is explained about a test case.
         loss: minus the training loss of a case.
         parameters: glob patterns of parameter names; all trainable ones by default.
@@ -74,8 +77,10 @@ def gradient_scores(
         max_bytes: memory for held query gradients and for one batch together.
         factored: force the factored or the materialised inner product; by default the cheaper, by block.
 
-    Raises `CriError` for a parameter of an unsupported layer, naming it.
+    Raises `CriError` for a parameter of an unsupported layer, naming it, and where `test` has other completions
+    than `target` says.
     """
+    require_target(test, target)
     train, test = on_model(model, train), on_model(model, test)
     blocks = find_blocks(model, parameters)
     plan = plan_memory(model, blocks, train, test, output, batch_size, max_bytes, factored)
@@ -93,6 +98,7 @@ def tracin(
     train: TokenTable,
     test: TokenTable,
     *,
+    target: Target,
     output: Output = log_likelihood,
     loss: Output = log_likelihood,
     parameters: Sequence[str] = ("*",),
@@ -109,7 +115,7 @@ def tracin(
     total: np.ndarray | None = None
     for model, lr in checkpoints:
         scores = gradient_scores(
-            model, train, test, output=output, loss=loss, parameters=parameters,
+            model, train, test, target=target, output=output, loss=loss, parameters=parameters,
             batch_size=batch_size, max_bytes=max_bytes, progress=progress,
         )  # fmt: skip
         total = lr * scores.dot + (0.0 if total is None else total)

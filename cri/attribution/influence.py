@@ -19,11 +19,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from cri.attribution.damping import DAMPING
 from cri.attribution.ekfac import EKFAC, fisher_gradients
-from cri.attribution.outputs import Output, log_likelihood
+from cri.attribution.outputs import Output, log_likelihood, require_target
 from cri.attribution.per_example import materialise, parts
 from cri.attribution.streaming import hold, on_model, plan_memory, stream
-from cri.data.token_table import TokenTable
+from cri.data.token_table import Target, TokenTable
 from cri.errors import out_of_range
 
 
@@ -33,10 +34,11 @@ def influence(
     train: TokenTable,
     test: TokenTable,
     *,
+    target: Target,
     output: Output = log_likelihood,
     loss: Output = log_likelihood,
     damping: float = 0.0,
-    relative_damping: float = 0.1,
+    relative_damping: float = DAMPING,
     cg_steps: int = 0,
     cg_tokens: TokenTable | None = None,
     batch_size: int = 256,
@@ -46,7 +48,7 @@ def influence(
     """Influence scores [train, test]; positive marks proponents.
 
     Args:
-        model, train, test, output, loss, batch_size, max_bytes: as in `gradient_scores`.
+        model, train, test, target, output, loss, batch_size, max_bytes: as in `gradient_scores`.
         fisher: from `fit_ekfac` on this model.
         damping: added to every eigenvalue of every block; as it grows, damping * score tends to GradDot.
         relative_damping: added as this multiple of the block's mean eigenvalue.
@@ -56,6 +58,7 @@ def influence(
     """
     if cg_steps < 0:
         raise out_of_range("cg_steps", cg_steps, "non-negative")
+    require_target(test, target)
     train, test = on_model(model, train), on_model(model, test)
     blocks = fisher.blocks(model)
     dampings = fisher.dampings(damping, relative_damping)

@@ -12,11 +12,27 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from cri.data.token_table import TokenTable
+from cri.data.token_table import TARGETS, Target, TokenTable
+from cri.errors import CriError, unknown_name
 
 Output = Callable[[Float[Tensor, "case next vocab"], TokenTable], Float[Tensor, " case"]]
 """One number a case from the logits (position t scores the token at t + 1) and the tokens; larger means
 more support for the tokens given."""
+
+
+def require_target(test: TokenTable, target: Target) -> None:
+    """Raises `CriError` unless the test cases carry the completions that are to be explained.
+
+    Which answer is explained decides which training cases are found: asked about the right answer and about what the
+    model said instead, the ten first of one held-out case need not share any.
+    """
+    if target not in TARGETS:
+        raise unknown_name("target", target, TARGETS)
+    if test.target != target:
+        raise CriError(
+            f"target: {target!r} is to be explained, and the test cases carry the {test.target} as completions; "
+            f"Run.explained(case_ids, {target!r}) gives the others"
+        )
 
 
 def log_likelihood(logits: Float[Tensor, "case next vocab"], tokens: TokenTable) -> Float[Tensor, " case"]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
@@ -21,9 +22,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+Target = Literal["reference", "prediction"]
+"""What the completions are: the task's right answers, or what a model gave."""
+TARGETS: tuple[Target, ...] = get_args(Target)
+
+
 @dataclass(frozen=True, eq=False)
 class TokenTable:
-    """Reference sequences (prompt, completion, end of sequence), one row a case, right-padded.
+    """Sequences (prompt, completion, end of sequence), one row a case, right-padded.
 
     Attributes:
         ids: token ids, [case, pos].
@@ -31,6 +37,7 @@ class TokenTable:
         lengths: tokens of the whole sequence with its end-of-sequence token, [case].
         pad: the padding id.
         eos: the end-of-sequence id.
+        target: whether the completions are the right answers or a model's own.
     """
 
     ids: Int[Tensor, "case pos"]
@@ -38,6 +45,7 @@ class TokenTable:
     lengths: Int[Tensor, " case"]
     pad: int
     eos: int
+    target: Target = "reference"
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -55,8 +63,11 @@ class TokenTable:
         return pos < self.lengths[:, None]
 
     def to(self, device: torch.device | str) -> TokenTable:
-        return TokenTable(
-            self.ids.to(device), self.prompt_lengths.to(device), self.lengths.to(device), self.pad, self.eos
+        return replace(
+            self,
+            ids=self.ids.to(device),
+            prompt_lengths=self.prompt_lengths.to(device),
+            lengths=self.lengths.to(device),
         )
 
     def __getitem__(self, rows: Int[Tensor, " row"] | Int[np.ndarray, " row"]) -> TokenTable:
@@ -64,7 +75,19 @@ class TokenTable:
         index = torch.as_tensor(rows, device=self.ids.device)
         lengths = self.lengths[index]
         width = int(lengths.max()) if len(index) else 0
-        return TokenTable(self.ids[index, :width], self.prompt_lengths[index], lengths, self.pad, self.eos)
+        return replace(self, ids=self.ids[index, :width], prompt_lengths=self.prompt_lengths[index], lengths=lengths)
+
+    def with_completions(self, rows: Sequence[Sequence[int]]) -> TokenTable:
+        """The same prompts with what a model completed them with: `rows` has the token ids of each completion, without
+        the end of sequence, which follows."""
+        starts = self.prompt_lengths.tolist()
+        lengths = [start + len(row) + 1 for start, row in zip(starts, rows, strict=True)]
+        ids = np.full((len(self), max(lengths, default=0)), self.pad, dtype=np.int64)
+        prompts = self.ids.cpu().numpy()
+        for i, (start, row) in enumerate(zip(starts, rows, strict=True)):
+            ids[i, :start] = prompts[i, :start]
+            ids[i, start : lengths[i]] = [*row, self.eos]
+        return replace(self, ids=torch.from_numpy(ids), lengths=torch.tensor(lengths), target="prediction")
 
     def sha256(self) -> str:
         """Hash of the data, for manifests."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cri.attribution.methods import KIND_COLORS
 from cri.plots.maps import frame_square
 from cri.plots.style import GROUP_COLORS, new_axes, require_columns
 
@@ -14,8 +16,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-METHOD_COLORS = {"asks no model": "#AAAAAA", "similarity and gradients": "#9DC6E0", "EK-FAC influence": "#0072B2"}
-"""Attribution methods by what they ask: what the others are to be compared with is the first and pale."""
 RETRAININGS = {
     "fixed seed": ("one retraining, the base model's seed", "#0072B2", "o"),
     "new seed": ("one retraining, a new seed", "#56B4E9", "s"),
@@ -33,7 +33,8 @@ READING_COLORS = {
     "undecided": "#777777",
 }
 """Of what the intervals of an index and its effects support (`statistics.removal_index.read`)."""
-FLIP_COLORS = ("#0072B2", "#D55E00", "#009E73", "#AA3377", "#DDAA33", "#56B4E9", "#332288")
+CONTROL = "#999999"
+"""Of cases removed at random."""
 CEILING = "#D55E00"
 BAND = "#F1F1F1"
 
@@ -156,13 +157,13 @@ def quality_bars(table: pd.DataFrame, ax: Axes | None = None, *, ceiling: float 
     """LDS of each method with intervals.
 
     Args:
-        table: one row a method, top to bottom: `name`, `kind` (of `METHOD_COLORS`), `lds`, `lds_low`, `lds_high`.
+        table: one row a method, top to bottom: `name`, `kind` (of `KIND_COLORS`), `lds`, `lds_low`, `lds_high`.
         ceiling: the noise ceiling, drawn as a line.
     """
     require_columns(table, ("name", "kind", "lds", "lds_low", "lds_high"))
     ax = new_axes(ax)
     y = np.arange(len(table))
-    for kind, color in METHOD_COLORS.items():
+    for kind, color in KIND_COLORS.items():
         mine = (table["kind"] == kind).to_numpy()
         if mine.any():
             ax.barh(y[mine], table["lds"][mine], color=color, height=0.68, label=kind)
@@ -226,16 +227,17 @@ def flip_curves(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Share of right answers that are lost after removing the k highest-scored training cases, by method.
 
     Args:
-        table: one row a method and k: `name`, `k`, `lost`, `low`, `high`; `random`, cases removed at random, is the
-            control.
+        table: one row a method and k: `name`, `color`, `k`, `lost`, `low`, `high`; `random`, cases removed at random,
+            is the control.
     """
-    require_columns(table, ("name", "k", "lost", "low", "high"))
+    require_columns(table, ("name", "color", "k", "lost", "low", "high"))
     ax = new_axes(ax)
     control = table["name"] == "random"
     curves = list(table[~control].groupby("name", sort=False)) + list(table[control].groupby("name"))
-    drawn = zip(("o-", "s-", "^-", "D-", "v-", "P-", "X-"), FLIP_COLORS, strict=True)
+    markers = itertools.cycle("os^Dv*PX")
     for i, (name, rows) in enumerate(curves):
-        style, color = ("o--", "0.6") if name == "random" else next(drawn)
+        style = "o--" if name == "random" else f"{next(markers)}-"
+        color = rows["color"].iloc[0]
         rows = rows.sort_values("k")
         x = rows["k"].to_numpy() * 1.06 ** (i - (len(curves) - 1) / 2)  # beside one another, or whiskers coincide
         ax.errorbar(

@@ -15,14 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from cri.attribution.scores import (
-    DAMPING,
-    Question,
-    content_scores,
-    fitted,
-    gradient_method_scores,
-    influence_scores,
-)
+from cri.attribution.methods import METHODS
+from cri.attribution.questions import Question
 from cri.config import RunConfig
 from cri.data.case_groups import labels
 from cri.data.held_out import DESIGNS, leave_out, mirror_designs
@@ -261,10 +255,8 @@ def top_k(family: Family, options: RetrainingBank, record: Retrainings) -> Itera
     columns = np.searchsorted(family.queries, tests)
     tokens = record.predicted(model, family.materials.tokens)[columns]
     answers = [family.task.answers[i] for i in tests]  # those that are predicted
-    question = Question(family.materials, train_ids, tests, tokens, answers)
-    weights = record.bank().model(model)
-    scores = dict(content_scores(question)) | dict(gradient_method_scores(question, weights))
-    scores["EK-FAC"] = influence_scores(question, weights, fitted(question, weights), DAMPING)
+    question = Question(family.materials, train_ids, tests, tokens, answers, record.bank().model(model))
+    scores = {key: METHODS[key].only(question) for key in TOP_K_METHODS}
     for seed in (first, max(options.seeds) + 1):
         for k in options.top_k:
             for draw in range(options.n_random_removals):

@@ -7,7 +7,6 @@ right answers of the whole grid as packed bits, losses of the queries), `manifes
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors.numpy import load_file, save_file
 
 from cri.config import RunConfig
-from cri.data.token_table import TokenTable
+from cri.data.token_table import TARGETS, TokenTable
 from cri.ensembles.bank import Bank, load_bank, stacked_scores
 from cri.ensembles.engine import Replica, decode_stack
 from cri.ensembles.stacked import Layout, StackedForward
@@ -46,7 +45,6 @@ from cri.training.setup import prepare, resolve_device
 
 RECORD = "record.safetensors"
 TABLE = "replicas.csv"
-TARGETS = ("reference", "prediction")
 EXPLAINS = "explains"
 """The note of a replica that names the model whose predictions it is asked about."""
 SMALLEST_LOSS = 1e-6
@@ -104,21 +102,12 @@ class Retrainings:
         """The queries' rows of `tokens` with the completions that one model generates as targets."""
         if self.completions is None or self.completion_lengths is None:
             raise CriError(f"record: {self.path} holds no completions; only those of base models do")
-        return with_completions(tokens[self.queries], self.completions[replica], self.completion_lengths[replica])
+        return completed(tokens[self.queries], self.completions[replica], self.completion_lengths[replica])
 
 
-def with_completions(
-    tokens: TokenTable, ids: Int[np.ndarray, "case room"], lengths: Int[np.ndarray, " case"]
-) -> TokenTable:
-    """`tokens` with other completions: the first `lengths` tokens of `ids`, then the end of sequence."""
-    total = tokens.prompt_lengths.cpu().numpy() + lengths + 1
-    out = np.full((len(tokens), int(total.max())), tokens.pad, dtype=np.int64)
-    prompts = tokens.ids.cpu().numpy()
-    for i, (start, length) in enumerate(zip(tokens.prompt_lengths.tolist(), lengths.tolist(), strict=True)):
-        out[i, :start] = prompts[i, :start]
-        out[i, start : start + length] = ids[i, :length]
-        out[i, start + length] = tokens.eos
-    return dataclasses.replace(tokens, ids=torch.from_numpy(out), lengths=torch.from_numpy(total))
+def completed(tokens: TokenTable, ids: Int[np.ndarray, "case room"], lengths: Int[np.ndarray, " case"]) -> TokenTable:
+    """`tokens` with the first `lengths` of the decoded `ids` as completions."""
+    return tokens.with_completions([row[:n].tolist() for row, n in zip(ids, lengths, strict=True)])
 
 
 def load_retrainings(folder: Path | str) -> Retrainings:
@@ -236,7 +225,7 @@ def _measure(
         if explained is None:
             own = decode_stack(forward, layout, flat, tokens)
             decoded += own
-            parts = [(with_completions(tokens, d.ids, d.lengths), np.array([i])) for i, d in enumerate(own)]
+            parts = [(completed(tokens, d.ids, d.lengths), np.array([i])) for i, d in enumerate(own)]
         else:
             names = bank.table[EXPLAINS].to_numpy()[index]
             parts = [(explained[str(name)], np.flatnonzero(names == name)) for name in pd.unique(names)]

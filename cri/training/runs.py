@@ -16,9 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from jaxtyping import Int
+
 from cri.config import RunConfig
 from cri.data.splits import Split, make_split
-from cri.errors import CorruptRunError, out_of_range
+from cri.errors import CorruptRunError, out_of_range, unknown_name
 from cri.storage import (
     is_complete,
     locked,
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from cri.data.token_table import TokenTable
+    from cri.data.token_table import Target, TokenTable
     from cri.formats import Format
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -77,6 +80,22 @@ class Run:
         from cri.models.loading import to_bridge
 
         return to_bridge(self.model, self.tokenizer)
+
+    def explained(self, case_ids: Sequence[int] | Int[np.ndarray, " case"], target: Target) -> TokenTable:
+        """Tokens of the cases with what is to be explained about them as completions: the right answers
+        (`reference`), or what this model gave (`prediction`), for gradients and influence."""
+        from cri.data.case_ids import check_case_ids
+        from cri.data.token_table import TARGETS
+        from cri.data.tokenization import encode_texts
+
+        if target not in TARGETS:
+            raise unknown_name("target", target, TARGETS)
+        cases = check_case_ids(case_ids, self.task.n_cases)
+        tokens = self.tokens[cases]
+        if target == "reference":
+            return tokens
+        texts = self.predictions["completion"].astype(str).to_numpy()[cases].tolist()
+        return tokens.with_completions(encode_texts(self.tokenizer, texts))
 
     def untrained(self) -> PreTrainedModel:
         """The model this run started from (a control)."""
@@ -170,8 +189,6 @@ def finish_run(
 def _train(
     folder: Path, materials: Materials, device: str, checkpoint_every: int, evals: int, progress: bool, position: int
 ) -> None:
-    import numpy as np
-
     from cri.evaluation.decoding import accuracy_by_part, predictions
     from cri.models.loading import LoraConfig, add_lora, merge_lora
     from cri.training.checkpoints import append_metrics, truncate_metrics

@@ -21,7 +21,7 @@ class AttributionQuality:
     family: str = "addition:direct:number"
     """TASK:FORMAT:TOKENIZER of the models that are explained."""
     dampings: tuple[float, ...] = (1e-6, 1e-4, 0.001, 0.01, 0.1, 1.0)
-    """Relative dampings of EK-FAC that are compared with the one chosen beforehand (`quality_scores.DAMPING`)."""
+    """Relative dampings of EK-FAC that are compared with the one chosen beforehand (`cri.attribution.damping`)."""
     tracin: bool = True
     """Train the first base model again on the CPU, for checkpoints."""
     cg_steps: int = 8

@@ -9,19 +9,16 @@ from typing import Any
 import pandas as pd
 
 from cri import plots
-from cri.attribution.scores import CONTENT
-from cri.plots.retraining import RETRAININGS, flip_curves, quality_bars, quality_points
+from cri.attribution.methods import METHODS, find
+from cri.plots.retraining import CONTROL, RETRAININGS, flip_curves, quality_bars, quality_points
 from cri.retraining.config import PRESETS
 from cri.storage import read_json
 from cri.studies.common.family import family_title
 
 EVERYWHERE, TARGET = "all", "reference"
-MAIN = (
-    "same_answer", "same_answer_by_distance", "nearest_operands", "shared_step", "bm25", "GradDot", "GradCos", "TracIn",
-    "EK-FAC", "EK-FAC, mean over seeds",
-)  # fmt: skip
-"""What the first figure shows, besides the last layer's cosine and the largest ensemble."""
-_SHORT = {"bm25": "BM25", "same_answer_by_distance": "same answer / distance"}
+DOMINATED = ("shared_operand",)
+"""Left out of the first figure, which shows every other method that looks at no layer, the last layer's cosine, and the
+mean over base models and over the largest ensemble."""
 _LAYER = re.compile(r"cosine, layer (\d+)")
 _MODELS = re.compile(r"EK-FAC, mean over (\d+) models")
 
@@ -34,16 +31,15 @@ def _largest(methods: list[str], pattern: re.Pattern[str]) -> str | None:
 def _name(method: str, n_base: int) -> str:
     """What figures call a method. Tables say "mean over seeds" of base models and of retrainings alike; figures must
     not."""
-    if method in _SHORT:
-        return _SHORT[method]
-    name = method.replace("_", " ").replace("EK-FAC, mean over seeds", f"EK-FAC, {n_base} base models")
-    return name.replace("mean over ", "")
+    if method in METHODS:
+        return METHODS[method].label
+    return method.replace("EK-FAC, mean over seeds", f"EK-FAC, {n_base} base models").replace("mean over ", "")
 
 
-def _kind(method: str) -> str:
-    if method in CONTENT:
-        return "asks no model"
-    return "EK-FAC influence" if method.startswith("EK-FAC") else "similarity and gradients"
+def _damping(manifest: dict[str, Any]) -> str:
+    """What EK-FAC was damped by where its row says nothing else; tables older than the entry had the same value."""
+    settings = manifest.get("methods", {}).get("EK-FAC", METHODS["EK-FAC"].settings)
+    return f"EK-FAC: relative damping {settings['relative damping']:g}"
 
 
 def _plans(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -75,7 +71,8 @@ def _lds(table: pd.DataFrame, ceilings: pd.DataFrame | None, family: str) -> Any
         retraining = next(r for r in reversed(RETRAININGS) if r in set(part["retraining"]))
         methods = part["method"].unique().tolist()
         cosine = _largest(methods, _LAYER)
-        shown = {*MAIN, cosine, _largest(methods, _MODELS)}
+        plain = set(METHODS).difference(DOMINATED)
+        shown = {*plain, cosine, "EK-FAC, mean over seeds", _largest(methods, _MODELS)}
         rows = part[(part["retraining"] == retraining) & part["method"].isin(shown)]
         rows = rows.assign(name=rows["name"].mask(rows["method"] == cosine, "cosine, last layer"))
         quality_bars(rows, ax, ceiling=_ceiling(ceilings, part["subsets"].iloc[0], retraining))
@@ -107,7 +104,9 @@ def _finish(fig: Any, axes: Any, family: str) -> Any:
 
 def _top_k(table: pd.DataFrame, n_base: int, family: str) -> Any:
     fig, axes = plots.figure(1, 1, (4.6, 2.8))
-    flip_curves(table.assign(name=[_name(method, n_base) for method in table["method"]]), axes[0, 0])
+    names = [_name(method, n_base) for method in table["method"]]
+    colors = [METHODS[method].color if method in METHODS else CONTROL for method in table["method"]]
+    flip_curves(table.assign(name=names, color=colors), axes[0, 0])
     first = table.iloc[0]
     cases = f"{int(first['n_tests'])} right answers outside the square, {int(first['n_seeds'])} seeds"
     axes[0, 0].set_title(f"{family}\n{cases}")
@@ -118,16 +117,17 @@ def draw(tables: Path, figures: Path) -> list[Path]:
     """Draws the figures from the tables in a folder; returns the files written."""
     manifest = read_json(tables / "manifest.json")
     family = family_title(dict(zip(("task", "format", "tokenizer"), manifest["family"].split(":"), strict=True)))
+    damped = f"{family}; {_damping(manifest)}"
     lds = pd.read_csv(tables / "lds.csv")
     n_base = len(PRESETS[manifest["bank"]].seeds)
-    lds = lds.assign(name=[_name(m, n_base) for m in lds["method"]], kind=lds["method"].map(_kind))
+    lds = lds.assign(name=[_name(m, n_base) for m in lds["method"]], kind=[find(m).kind for m in lds["method"]])
     ceilings = pd.read_csv(tables / "ceiling.csv") if (tables / "ceiling.csv").exists() else None
     everywhere, lines = (
         t if t is None else t[(t["region"] == EVERYWHERE) & (t["target"] == TARGET)] for t in (lds, ceilings)
     )
     prefix = f"attribution_quality_{tables.name}"
     with plots.style():
-        drawn = {"lds": _lds(everywhere, lines, family), "variants": _variants(everywhere, lines, family)}
+        drawn = {"lds": _lds(everywhere, lines, damped), "variants": _variants(everywhere, lines, damped)}
         if (tables / "top_k.csv").exists():
-            drawn["top_k"] = _top_k(pd.read_csv(tables / "top_k.csv"), n_base, family)
+            drawn["top_k"] = _top_k(pd.read_csv(tables / "top_k.csv"), n_base, damped)
         return [path for name, fig in drawn.items() for path in plots.save_figure(fig, figures / f"{prefix}_{name}")]

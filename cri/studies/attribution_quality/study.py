@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from cri.attribution.methods import help_text, settings
 from cri.cli import run_command
 from cri.retraining import bank as retraining_bank
 from cri.studies.attribution_quality.config import NAME, PRESETS, AttributionQuality
@@ -34,6 +35,7 @@ def run(config: AttributionQuality) -> list[Path]:
             "bank": config.bank,
             "family": config.family,
             "records": retraining_bank.checksums(source.parent, "base", "subsets-*", "top-k"),
+            "methods": settings(),
             "code": code_hash("attribution_quality/tables.py"),
             "seconds": round(time.perf_counter() - started, 1),
         }
@@ -62,4 +64,6 @@ def run(config: AttributionQuality) -> list[Path]:
 
 def main() -> None:
     """`python -m cri.studies.attribution_quality`."""
-    run_command(AttributionQuality, run, __doc__, presets=PRESETS, prog=f"python -m cri.studies.{NAME}")
+    run_command(
+        AttributionQuality, run, f"{__doc__}\n\n{help_text()}", presets=PRESETS, prog=f"python -m cri.studies.{NAME}"
+    )

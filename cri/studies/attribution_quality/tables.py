@@ -10,23 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from cri.attribution.scores import (
-    CONTENT,
-    DAMPING,
-    Question,
-    content_scores,
-    fitted,
-    gradient_method_scores,
-    influence_scores,
-    representation_scores,
-    standardised_mean,
-    tracin_scores,
-)
+from cri.attribution.damping import DAMPING
+from cri.attribution.methods import METHODS, layer, methods_table, of_kind
+from cri.attribution.questions import Question, standardised_mean
+from cri.data.token_table import TARGETS
 from cri.ensembles.bank import Bank, load_bank
 from cri.ensembles.engine import Replica
 from cri.ensembles.train import train_replicas
 from cri.retraining.plans import as_often, without
-from cri.retraining.records import TARGETS, Retrainings, load_retrainings
+from cri.retraining.records import Retrainings, load_retrainings
 from cri.retraining.removals import random_removal
 from cri.statistics import wilson
 from cri.statistics.datamodels import Resamples, lds_table, noise_ceiling, query_blocks, resamples, subset_sums
@@ -85,37 +77,37 @@ def every_method(
     """(method, scores [train, query]) of all methods, one at a time; `halves` from `ensemble`."""
     bank = base.bank()
     models = np.flatnonzero(base.table["split"] == split).tolist()
-    model = bank.model(models[0])
-    yield from content_scores(question)
-    yield from representation_scores(question, model)
-    yield from gradient_method_scores(question, model)
-    if config.tracin:
-        yield "TracIn", tracin_scores(question, int(base.table["seed"].iloc[models[0]]))
-    fisher = fitted(question, model)
-    own = influence_scores(question, model, fisher, DAMPING)
-    yield EKFAC_NAME, own
+    seed = int(base.table["seed"].iloc[models[0]])
+    question = dataclasses.replace(question, model=bank.model(models[0]), seed=seed)
+    own = None
+    for method in METHODS.values():
+        if method.needs == "training" and not config.tracin:
+            continue
+        for site, scores in method.score(question):
+            if layer(site) == -1:
+                continue  # before the first layer the last prompt token is the same for all cases
+            if method.key == EKFAC_NAME:
+                own = scores
+            yield method.at(site), scores
     for damping in config.dampings:
         if damping != DAMPING:
-            yield f"{EKFAC_NAME}, damping {damping:g}", influence_scores(question, model, fisher, damping)
-    yield (
-        f"{EKFAC_NAME}, empirical",
-        influence_scores(question, model, fitted(question, model, "empirical"), DAMPING),
-    )
+            yield f"{EKFAC_NAME}, damping {damping:g}", question.influence(damping=damping)
+    yield f"{EKFAC_NAME}, empirical", question.influence(question.fit("empirical"))
     if config.cg_steps:
-        refined = influence_scores(question, model, fisher, DAMPING, config.cg_steps)
-        yield f"{EKFAC_NAME} + {config.cg_steps} CG steps", refined
+        yield f"{EKFAC_NAME} + {config.cg_steps} CG steps", question.influence(cg_steps=config.cg_steps)
+    assert own is not None
     found = [own]
     for replica in models[1:]:
-        weights = bank.model(replica)
-        found.append(influence_scores(question, weights, fitted(question, weights), DAMPING))
+        other = dataclasses.replace(question, model=bank.model(replica))
+        found.append(other.influence())
     if len(models) > 1:
         yield ENSEMBLE, standardised_mean(found)
     if halves is None:
         return
     for i in range(len(halves)):
-        weights = halves.model(i)
-        mine = dataclasses.replace(question, train_ids=np.flatnonzero(halves.train[i]))
-        found.append(influence_scores(question, weights, fitted(mine, weights), DAMPING))
+        other = dataclasses.replace(question, model=halves.model(i))
+        mine = dataclasses.replace(other, train_ids=np.flatnonzero(halves.train[i]))
+        found.append(other.influence(mine.fisher))
         if len(found) in (8, 16, 32) or i == len(halves) - 1:  # to see what more models are worth
             yield f"{EKFAC_NAME}, mean over {len(found)} models", standardised_mean(found)
 
@@ -152,7 +144,7 @@ def _judge(
     if new:
         outputs |= {"new seed": new, "mean over seeds": [np.mean([seeds[fixed][:, mask], *new], axis=0)]}
     predicted = {name: values[:, mask] for name, values in sums.items()}
-    baselines = tuple(name for name in CONTENT if name in predicted)
+    baselines = tuple(of_kind("model-free"))
     table = lds_table(predicted, outputs, baselines, draws)
     ceilings = []
     if new:
@@ -196,7 +188,7 @@ def compute(folder: Path, config: AttributionQuality) -> dict[str, pd.DataFrame]
                     table, ceiling = _judge(sums[name], seeds, fixed, mask, draws, notes)
                     tables.append(table)
                     ceilings += ceiling
-    out = {"lds": pd.concat(tables, ignore_index=True), "ceiling": pd.DataFrame(ceilings)}
+    out = {"lds": pd.concat(tables, ignore_index=True), "ceiling": pd.DataFrame(ceilings), "methods": methods_table()}
     if is_complete(folder / "top-k"):
         out["top_k"] = top_k_table(load_retrainings(folder / "top-k"))
     return {name: table for name, table in out.items() if len(table)}

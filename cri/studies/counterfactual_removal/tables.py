@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from cri import statistics
+from cri.data.token_table import TARGETS
 from cri.ensembles.bank import stacked_scores
 from cri.ensembles.engine import initial_of
 from cri.ensembles.stacked import Layout, StackedForward
 from cri.errors import CriError
-from cri.retraining.records import EXPLAINS, TARGETS, Retrainings, family_records, load_retrainings, log_odds
+from cri.retraining.records import EXPLAINS, Retrainings, family_records, load_retrainings, log_odds
 from cri.statistics.datamodels import query_blocks, resamples
 from cri.statistics.group_effects import dose_index, effects_by_query, group_effects
 from cri.statistics.removal_index import RANDOM, STEP, case_table, effects, index_table, paired_effects

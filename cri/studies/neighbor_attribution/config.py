@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from cri.attribution.methods import of_kind
 from cri.config import RunConfig
 from cri.errors import out_of_range, unknown_name
 from cri.training.recipes import recipe
 
 NAME = "neighbor_attribution"
-METRICS = ("cosine", "euclidean", "whitened_cosine")
+METRICS = tuple(of_kind("similarity"))
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class NeighborAttribution:
     k: int = 10
     """Neighbours that count as nearest."""
     metrics: tuple[str, ...] = ("cosine", "euclidean")
-    """Of cosine, euclidean, whitened_cosine. The verdict needs cosine."""
+    """Methods of similarity, of those that the registry has. The verdict needs cosine."""
     n_boot: int = 2000
     """Bootstrap samples."""
     name: str = "cpu"

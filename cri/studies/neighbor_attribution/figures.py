@@ -5,47 +5,48 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from cri import plots
+from cri.attribution.methods import PARAMETERS, find, layer
 from cri.plots.retraining import group_points
 from cri.storage import read_json
 
-METHODS = {
-    "cosine": "cosine",
-    "euclidean": "Euclidean",
-    "whitened_cosine": "whitened cosine",
-    "grad_dot": "GradDot",
-    "grad_cos": "GradCos",
-    "ekfac": "EK-FAC",
-}
-PARAMETER_METHODS = ("grad_dot", "grad_cos", "ekfac")
-PARAMETERS = "all parameters"
-BASELINES = ("same_answer", "shared_operand", "nearest_operands", "shared_step", "bm25")
 _WINDOW = 25
 """Cells shown on each side of an example's case."""
 
 
 def short_site(site: str) -> str:
     """`embed`, `L0`, `L1` ... for residual-stream sites; gradients and baselines are named by method."""
-    hook = site.partition("@")[0]
-    return "embed" if hook == "blocks.0.hook_resid_pre" else f"L{hook.split('.')[1]}"
+    number = layer(site)
+    return "embed" if number == -1 else f"L{number}"
 
 
 def _columns(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The table cut into the panels of a row: one for each similarity, the gradients, the baselines; `site`
     holds the names under each axis."""
+    kinds = table["method"].map(lambda method: find(method).kind)
     panels = []
-    for method in table["method"].unique():
-        if method in METHODS and method not in PARAMETER_METHODS:
-            part = table[table["method"] == method]
-            panels.append((METHODS[method], part.assign(site=part["site"].map(short_site))))
-    gradients = table[table["method"].isin(PARAMETER_METHODS)]
-    panels.append(("gradients", gradients.assign(site=gradients["method"].map(METHODS))))
-    content = table[table["method"].isin(BASELINES)]
-    if len(content):
-        panels.append(("content baselines", content.assign(site=content["method"].str.replace("_", " "))))
+    for method, part in table[kinds == "similarity"].groupby("method", sort=False):
+        panels.append((find(str(method)).label, part.assign(site=part["site"].map(short_site))))
+    others = {"gradients": kinds.isin(("gradients", "influence")), "model-free": kinds == "model-free"}
+    for title, mine in others.items():
+        if mine.any():
+            part = table[mine]
+            panels.append((title, part.assign(site=[find(method).label for method in part["method"]])))
     return panels
+
+
+def _connected(title: str) -> bool:
+    """Whether the points of a panel follow one another: layers do, methods do not."""
+    return title not in ("gradients", "model-free")
+
+
+def damping(manifest: dict[str, Any]) -> str:
+    """What EK-FAC was damped by, of a study's manifest: those without the entry had 0.1."""
+    settings = manifest["identity"].get("methods", {}).get("EK-FAC", {"relative damping": 0.1})
+    return f"EK-FAC: relative damping {settings['relative damping']:g}"
 
 
 def _maps(tables: dict[str, pd.DataFrame], manifest: dict[str, Any]) -> Any:
@@ -64,7 +65,7 @@ def _maps(tables: dict[str, pd.DataFrame], manifest: dict[str, Any]) -> Any:
                 maps, name, axes[i, j], test_case=cell, squares=[tuple(manifest["square"])], top=f"{name}|top",
                 window=_WINDOW, colorbar=False,
             )  # fmt: skip
-            named = f"{METHODS[method]}{', last layer' if method == 'cosine' else ''}\n" if i == 0 else ""
+            named = f"{find(method).label}{', last layer' if method == 'cosine' else ''}\n" if i == 0 else ""
             best = maps.loc[maps[f"{name}|top"].astype(bool), ["row", "col"]]
             n_out = int(((best - cell).abs().max(axis=1) > _WINDOW).sum())
             beyond = f", {n_out} outside" if n_out else ""
@@ -82,7 +83,7 @@ def _maps(tables: dict[str, pd.DataFrame], manifest: dict[str, Any]) -> Any:
     bar.set_label("score, as a share of the map's scale")
     _maps_key(fig, options["k"])
     what = f"square split, seed {options['seeds'][0]}: scores of the training cases for one held-out case"
-    fig.suptitle(what, fontsize=8)
+    fig.suptitle(f"{what}; {damping(manifest)}", fontsize=8)
     return fig
 
 
@@ -97,8 +98,8 @@ def _maps_key(fig: Any, k: int) -> None:
     fig.legend(handles=[star, ring, square], loc="outside lower center", ncols=3)
 
 
-def _enrichment(table: pd.DataFrame) -> Any:
-    # content baselines do not depend on training, so the untrained row, in the middle, has no such panel
+def _enrichment(table: pd.DataFrame, manifest: dict[str, Any]) -> Any:
+    # model-free methods do not depend on training, so the untrained row, in the middle, has no such panel
     rows = (("square", "full", "square split"), ("untrained", "full", "untrained"), ("random", "own", "random split"))
     widths = [max(len(p["site"].unique()), 2) for _, p in _columns(table[table["model"] == "square"])]
     fig, axes = plots.figure(3, len(widths), (2.1, 1.9), sharey=True, width_ratios=widths)
@@ -108,7 +109,7 @@ def _enrichment(table: pd.DataFrame) -> Any:
         part = table[(table["model"] == model) & (table["set"] == which)]
         panels = _columns(part)
         for j, (name, panel) in enumerate(panels):
-            ax = plots.enrichment_curves(panel, axes[i, j], connect=name in METHODS.values(), legend=False)
+            ax = plots.enrichment_curves(panel, axes[i, j], connect=_connected(name), legend=False)
             ax.set_ylabel("")
             if i == 0:
                 ax.set_title(name)
@@ -117,19 +118,21 @@ def _enrichment(table: pd.DataFrame) -> Any:
         axes[i, 0].set_ylabel(f"{title} (n = {part['n'].max()})\nenrichment in top-k")
     handles = {name: h for ax in axes.flat for h, name in zip(*ax.get_legend_handles_labels(), strict=True)}
     fig.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles))
+    fig.suptitle(damping(manifest), fontsize=8)
     return fig
 
 
-def _matched(table: pd.DataFrame) -> Any:
+def _matched(table: pd.DataFrame, manifest: dict[str, Any]) -> Any:
     rows = (("near", "full"), ("near", "common"), ("step", "full"), ("step", "common"))
     names = {"near": "near cases", "step": "shared steps"}
-    table = table[~table["method"].isin(BASELINES) & (table["measure"] == "excess")]
+    model_free = np.array([find(method).kind == "model-free" for method in table["method"]], dtype=bool)
+    table = table[~model_free & (table["measure"] == "excess")]
     widths = [max(len(p["site"].unique()), 2) for _, p in _columns(table)]
     fig, axes = plots.figure(4, len(widths), (2.3, 1.7), sharey=True, sharex="col", width_ratios=widths)
     for i, (contrast, which) in enumerate(rows):
         part = table[(table["contrast"] == contrast) & (table["set"] == which)]
         for j, (name, panel) in enumerate(_columns(part)):
-            ax = plots.matched_curves(panel, axes[i, j], connect=name in METHODS.values(), legend=False)
+            ax = plots.matched_curves(panel, axes[i, j], connect=_connected(name), legend=False)
             ax.set_ylabel("")
             if i == 0:
                 ax.set_title(name)
@@ -137,6 +140,7 @@ def _matched(table: pd.DataFrame) -> Any:
         axes[i, 0].set_ylabel(f"{names[contrast]}\n{cases}, n = {part['n'].max()}\nexcess in top-k")
     handles = {name: h for ax in axes[:2, 0] for h, name in zip(*ax.get_legend_handles_labels(), strict=True)}
     fig.legend(handles.values(), handles, loc="outside lower center", ncols=3)
+    fig.suptitle(damping(manifest), fontsize=8)
     return fig
 
 
@@ -174,7 +178,7 @@ def _umap(table: pd.DataFrame) -> Any:
     return fig
 
 
-def _causal(table: pd.DataFrame, k: int) -> Any:
+def _causal(table: pd.DataFrame, manifest: dict[str, Any]) -> Any:
     """What removing each group does, what its cases are worth, and how far three methods enrich it. The three ask
     different cases about different answers, and each panel says which."""
     groups = table.drop_duplicates("group")
@@ -193,20 +197,24 @@ def _causal(table: pd.DataFrame, k: int) -> Any:
     )
     worth.set_ylabel("gain of log-odds")
     last = [site for site in table["site"].unique() if "resid_post" in site][-1]
-    names = {("cosine", last): f"cosine, {short_site(last)}"} | {
-        (m, PARAMETERS): METHODS[m] for m in ("grad_cos", "ekfac")
-    }
-    part = pd.concat(
-        [_select(table, {"method": m, "site": site}).assign(site=name) for (m, site), name in names.items()]
-    )
+    sites = {"cosine": last, "GradCos": PARAMETERS, "EK-FAC": PARAMETERS}
+    keys = np.array([find(method).key for method in table["method"]])
+    parts = []
+    for method, site in sites.items():
+        where = f", {short_site(site)}" if site == last else ""
+        chosen = table[(keys == method) & (table["site"] == site)]
+        parts.append(chosen.assign(site=f"{find(method).label}{where}"))
+    part = pd.concat(parts)
     plots.enrichment_curves(part.rename(columns={"enrichment": "estimate"}), enrichment, connect=False, legend=False)
+    k = manifest["identity"]["options"]["k"]
     enrichment.set_title(
-        f"foretold: enrichment in the {k} best\n{first['n'] // first['n_runs']} cases of the square × "
+        f"predicted: enrichment in the {k} best\n{first['n'] // first['n_runs']} cases of the square × "
         f"{first['n_runs']} models,\nthe model's own answer"
     )
     enrichment.set_ylabel("enrichment (1 = base rate)")
     handles, labels = enrichment.get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    fig.suptitle(damping(manifest), fontsize=8)
     return fig
 
 
@@ -218,11 +226,11 @@ def draw(tables: Path, figures: Path) -> list[Path]:
     with plots.style():
         drawn = {
             "maps": _maps(t, manifest),
-            "enrichment": _enrichment(t["enrichment"]),
-            "matched": _matched(t["matched"]),
+            "enrichment": _enrichment(t["enrichment"], manifest),
+            "matched": _matched(t["matched"], manifest),
             "distance": _distance(t["distance"], t["distance_auc"]),
             "umap": _umap(t["embedding"]),
         }
         if "causal" in t:
-            drawn["causal"] = _causal(t["causal"], manifest["identity"]["options"]["k"])
+            drawn["causal"] = _causal(t["causal"], manifest)
         return [path for name, fig in drawn.items() for path in plots.save_figure(fig, figures / f"{prefix}_{name}")]

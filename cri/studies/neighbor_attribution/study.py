@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cri.attribution.methods import help_text, settings
 from cri.cli import run_command
 from cri.studies.common.records import code_hash, reusable, write_record
 
@@ -35,6 +36,7 @@ def _identity(config: NeighborAttribution, runs: list[Path]) -> dict[str, Any]:
         "removal": {
             p.name: file_sha256(p) for p in sorted(config.removal.glob("*.csv")) if p.stem in ("groups", "doses")
         },
+        "methods": settings(),
         "code": code_hash("neighbor_attribution/*.py"),
     }
 
@@ -110,4 +112,6 @@ def causal_text(table: pd.DataFrame) -> str:
 
 def main() -> None:
     """`python -m cri.studies.neighbor_attribution`."""
-    run_command(NeighborAttribution, run, __doc__, presets=PRESETS, prog=f"python -m cri.studies.{NAME}")
+    run_command(
+        NeighborAttribution, run, f"{__doc__}\n\n{help_text()}", presets=PRESETS, prog=f"python -m cri.studies.{NAME}"
+    )

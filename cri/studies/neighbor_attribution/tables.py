@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,18 +13,13 @@ import pandas as pd
 import torch
 
 from cri import statistics
-from cri.attribution import baselines
-from cri.attribution.ekfac import fit_ekfac
-from cri.attribution.gradients import gradient_scores
-from cri.attribution.influence import influence
-from cri.attribution.neighbors import nearest, similarity
-from cri.data import case_relations
+from cri.attribution.methods import METHODS, NO_MODEL, PARAMETERS, methods_table
+from cri.attribution.neighbors import nearest
+from cri.attribution.questions import Question
 from cri.data.splits import depth
-from cri.data.token_table import TokenTable
-from cri.data.tokenization import encode_texts
 from cri.errors import CriError
+from cri.evaluation.scoring import STATUSES
 from cri.models.activations import collect, residual_sites
-from cri.models.loading import to_bridge
 from cri.storage import read_json
 from cri.training.runs import Run, load_run
 
@@ -35,9 +29,6 @@ if TYPE_CHECKING:
     from cri.studies.neighbor_attribution.config import NeighborAttribution
 
 KEYS = ["model", "set", "method", "site"]
-PARAMETERS, CONTENT = "all parameters", "no model"
-"""The sites of gradients and of content baselines."""
-STATUSES = ("right", "wrong", "truncated", "malformed")
 
 
 @dataclass
@@ -78,44 +69,18 @@ def answered(run: Run, case_ids: np.ndarray) -> np.ndarray:
     return case_ids[run.predictions["status"].isin(["right", "wrong"]).to_numpy()[case_ids]]
 
 
-def with_predictions(run: Run, case_ids: np.ndarray) -> TokenTable:
-    """Token table of the cases with the completion the model *gave* as target, for gradients of its own
-    output."""
-    texts = run.predictions["completion"].astype(str).to_numpy()[case_ids].tolist()
-    prompts = [run.tokens.ids[i, : run.tokens.prompt_lengths[i]].tolist() for i in case_ids.tolist()]
-    rows = [p + c + [run.tokens.eos] for p, c in zip(prompts, encode_texts(run.tokenizer, texts), strict=True)]
-    ids = torch.full((len(rows), max(map(len, rows))), run.tokens.pad)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-    lengths = torch.tensor([len(row) for row in rows])
-    return TokenTable(ids, torch.tensor([len(p) for p in prompts]), lengths, run.tokens.pad, run.tokens.eos)
-
-
 def scored(subject: Subject, metrics: Sequence[str]) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(method, site, scores [train, test]) of every method, one at a time to bound memory."""
-    run, train, test = subject.run, subject.train_ids, subject.test_ids
-    bridge = to_bridge(subject.model, run.tokenizer)
-    cases = np.concatenate([train, test])
-    sites = residual_sites(bridge)
-    for site, vectors in collect(bridge, run.tokens, sites, cases).items():
-        for metric in metrics:
-            yield metric, str(site), similarity(vectors[: len(train)], vectors[len(train) :], metric)
-    own = with_predictions(run, test)
-    gradients = gradient_scores(subject.model, run.tokens[train], own, progress=sys.stderr.isatty())
-    yield "grad_dot", PARAMETERS, gradients.dot
-    yield "grad_cos", PARAMETERS, gradients.cos.astype(np.float32)
-    fisher = fit_ekfac(subject.model, run.tokens[train], progress=sys.stderr.isatty())
-    scores = influence(subject.model, fisher, run.tokens[train], own, progress=sys.stderr.isatty())
-    yield "ekfac", PARAMETERS, scores.astype(np.float32)
-    if subject.name == "untrained":
-        return  # content baselines do not depend on the model
-    task, answers = run.task, run.task.answers
-    train_labels = statistics.labels(answers[i] for i in train)
-    yield "same_answer", CONTENT, case_relations.same_answer(train_labels, statistics.labels(subject.predictions))
-    yield "shared_operand", CONTENT, case_relations.shared_operands(task, train, test)
-    yield "nearest_operands", CONTENT, baselines.nearest_operands(task, train, test)
-    yield "shared_step", CONTENT, case_relations.shared_steps(task, train, test)
-    yield "bm25", CONTENT, baselines.bm25(run.tokens[train], own)
+    """(method, site, scores [train, test]) of every method that needs no further training, one at a time to bound
+    memory. Explained are the model's own answers."""
+    queries = subject.run.explained(subject.test_ids, "prediction")
+    question = Question(subject.run, subject.train_ids, subject.test_ids, queries, subject.predictions, subject.model)
+    for method in METHODS.values():
+        left_out = method.kind == "similarity" and method.key not in metrics
+        # of the untrained model: model-free methods do not depend on it
+        if method.needs == "training" or left_out or (subject.name == "untrained" and method.kind == "model-free"):
+            continue
+        for site, scores in method.score(question):
+            yield method.key, site, scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +137,7 @@ def measure(
             stack(out.enrichment, statistics.enrichment(part, c.groups, k))
             stack(out.matched, statistics.matched(part, c.groups, k))
             stack(out.vote, statistics.vote(part, c.groups, true[ids], k))
-            if site not in (PARAMETERS, CONTENT):
+            if site not in (PARAMETERS, NO_MODEL):
                 table = pd.DataFrame({"test_id": ids, "distance": statistics.neighbor_distance(part, k)})
                 # 1 - cosine, so that both metrics are distances
                 table["distance"] += 0.0 if method == "euclidean" else 1.0
@@ -209,7 +174,7 @@ def summarize(out: Collected, config: NeighborAttribution) -> dict[str, pd.DataF
     aucs = pd.DataFrame(rows, columns=[*KEYS, "control", "auc", "low", "high", "n_right", "n_wrong"])
     # content baselines are model-free, so there is nothing to decide about one
     asked = {"matched": matched, "enrichment": enrichment}
-    named = {name: table[table["site"] != CONTENT].assign(**names) for name, table in asked.items()}
+    named = {name: table[table["site"] != NO_MODEL].assign(**names) for name, table in asked.items()}
     return {
         "groups": pd.concat(out.groups),
         "enrichment": shares,
@@ -380,8 +345,9 @@ def compute(paths: Sequence[tuple[Path, Path]], config: NeighborAttribution) -> 
                 views = [embedding(run, name, square.split.test_ids, config.seeds[0]) for name, run in runs.items()]
                 tables["embedding"] = pd.concat(views)
     tables |= summarize(out, config)
-    tables["overall"] = statistics.overall(tables["verdicts"], (("cosine", last), ("grad_cos", PARAMETERS)))
+    tables["overall"] = statistics.overall(tables["verdicts"], (("cosine", last), ("GradCos", PARAMETERS)))
     tables["accuracy"] = pd.concat(accuracy)
+    tables["methods"] = methods_table()
     beside = causal(tables["enrichment"], config.removal, config)
     if beside is not None:
         tables["causal"] = beside

@@ -208,6 +208,10 @@ def linear_only(model: PreTrainedModel) -> tuple[nn.Module, list[str]]:
     return model, [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
 
+KRONFLUENCE_DAMPING = 0.1
+"""Times a block's mean eigenvalue: what kronfluence takes where it is given none."""
+
+
 def kronfluence_scores(
     model: nn.Module,
     layers: list[str],
@@ -263,7 +267,8 @@ def kronfluence_scores(
         )  # fmt: skip
         analyzer.compute_pairwise_scores(
             "scores", "factors", dataset(test), dataset(train), per_device_query_batch_size=batch_size,
-            per_device_train_batch_size=batch_size, score_args=ScoreArguments(damping_factor=None),
+            per_device_train_batch_size=batch_size,
+            score_args=ScoreArguments(damping_factor=None),
         )  # fmt: skip
         seconds = time.process_time() - started
         scores: Any = analyzer.load_pairwise_scores("scores")

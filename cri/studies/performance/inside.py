@@ -142,22 +142,24 @@ def attribution(config: PerformanceConfig, device: str) -> Iterator[Row]:
     from cri.attribution.ekfac import fit_ekfac
     from cri.attribution.gradients import gradient_scores
     from cri.attribution.influence import influence
-    from cri.studies.performance.baselines import kronfluence_scores, linear_only
+    from cri.studies.performance.baselines import KRONFLUENCE_DAMPING, kronfluence_scores, linear_only
 
     _on_cpu(device)
     materials = addition(config)
     tokens, split = materials.tokens, materials.split
     options: dict[str, Any] = {"batch_size": BACKWARD, "progress": False}
+    asked: dict[str, Any] = {"target": "reference", **options}
     results: dict[str, Any] = {}
 
     def ekfac(model: nn.Module, train: TokenTable, test: TokenTable, **fit: Any) -> np.ndarray:
-        return influence(model, fit_ekfac(model, train, **fit, **options), train, test, **options)
+        fisher = fit_ekfac(model, train, **fit, **options)
+        return influence(model, fisher, train, test, relative_damping=KRONFLUENCE_DAMPING, **asked)
 
     everything = tokens[split.train_ids], tokens[split.test_ids]
     size = f"{len(split.train_ids):,} training x {len(split.test_ids):,} test cases"
     whole = {
         "EK-FAC scores (Fisher fitted on the training cases)": lambda: ekfac(materials.model, *everything),
-        "GradDot and GradCos": lambda: gradient_scores(materials.model, *everything, **options).cos,
+        "GradDot and GradCos": lambda: gradient_scores(materials.model, *everything, **asked).cos,
     }
     for what, work in whole.items():
         seconds = _cpu_seconds(work, results, "whole")
@@ -176,7 +178,7 @@ def attribution(config: PerformanceConfig, device: str) -> Iterator[Row]:
             ("EK-FAC", "ekfac", lambda a=train, b=test: ekfac(model, a, b, labels="empirical", parameters=names)),
             (
                 "GradDot", "identity",
-                lambda a=train, b=test: gradient_scores(model, a, b, parameters=names, **options).dot,
+                lambda a=train, b=test: gradient_scores(model, a, b, parameters=names, **asked).dot,
             ),
         ]  # fmt: skip
         for method, strategy, work in methods:
