@@ -175,3 +175,24 @@ def test_cosines_do_not_depend_on_scale(scale):
     x = np.random.default_rng(0).normal(size=(20, 8))
     found = similarity((x * scale).astype(np.float32), (x * scale).astype(np.float32), "cosine")
     np.testing.assert_allclose(found, similarity(x, x, "cosine"), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e-30])
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_similarity_scales_as_it_should(scale: float, metric: str) -> None:
+    """Squares of such values leave float32's range: the self-cosine was 0, distances were nan."""
+    x, y = vectors(20), vectors(6, seed=1)
+    found = similarity((x * scale).astype(np.float32), (y * scale).astype(np.float32), metric)
+    expected = similarity(x, y, metric).astype(np.float64) * (scale if metric == "euclidean" else 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * (scale if metric == "euclidean" else 1))
+    ids, scores = nearest((x * scale).astype(np.float32), (y * scale).astype(np.float32), 3, metric)
+    np.testing.assert_array_equal(ids, nearest(x, y, 3, metric)[0])
+    assert np.isfinite(scores).all()
+
+
+def test_distances_beyond_float32_and_no_cases_are_refused() -> None:
+    x = vectors(5).astype(np.float64) * 1e200
+    with pytest.raises(CriError, match="beyond float32"):
+        similarity(x, x, "euclidean")
+    with pytest.raises(CriError, match="train: no cases"):
+        similarity(vectors(0), vectors(3), "whitened_cosine")

@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from cri.config import RunConfig, TrainConfig
 from cri.data.tokenization import number_tokens
-from cri.errors import CriError, MissingDependencyError
+from cri.errors import CorruptRunError, CriError, MissingDependencyError
 from cri.evaluation.decoding import decode
 from cri.models.loading import load_pretrained, to_bridge
 from cri.models.smollm2 import cache_folder, smollm2_folder
+from cri.storage import mark_complete
 from cri.training.runs import load_run, train_run
 from cri.training.setup import prepare
 from cri.training.trainer import Trainer
@@ -98,6 +99,61 @@ def test_a_folder_is_a_base_to_fine_tune(tiny_run, tmp_path):
         assert set(before) == set(after)
         assert any(not torch.equal(before[name], after[name]) for name in before)
         np.testing.assert_array_equal(run.tokens.ids, tiny_run.tokens.ids)
+
+
+def _replace_base(folder) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: v + 0.25 for k, v in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+
+
+def _on(folder, **changes) -> RunConfig:
+    train = TrainConfig(steps=6, batch_size=32)
+    own = {"task_params": {"size": 24}, "split_params": {"half_side": 3}, "model": str(folder), "train": train}
+    return RunConfig(**(own | changes))
+
+
+OPTIONS = {"device": "cpu", "checkpoint_every": 3, "evals": 0, "progress": False}
+
+
+def test_a_replaced_base_is_another_run(tiny_run, tmp_path, capsys):
+    """The folder's name is the same, its weights are not: the old run was returned without a word."""
+    folder = shutil.copytree(tiny_run.path / "model", tmp_path / "model")
+    path = train_run(_on(folder), tmp_path / "runs", **OPTIONS)
+    assert train_run(_on(folder), tmp_path / "runs", **OPTIONS) == path
+    _replace_base(folder)
+    with pytest.raises(CorruptRunError, match="made with other base weights"):
+        train_run(_on(folder), tmp_path / "runs", **OPTIONS)
+    run = load_run(path)  # it is whole all the same
+    with pytest.raises(CorruptRunError, match="other base weights"):
+        run.untrained()
+
+    # one that was made before base weights were recorded opens, and says what it does not know
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["identity"]["base_weights"]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    files = json.loads((path / "complete.json").read_text())["sha256"]
+    mark_complete(path, list(files))
+    assert train_run(_on(folder), tmp_path / "runs", **OPTIONS) == path
+    assert "does not record which weights it started from" in capsys.readouterr().err
+    assert load_run(path).config == run.config
+
+
+def test_adapters_do_not_go_on_upon_another_base(tiny_run, tmp_path, monkeypatch):
+    folder = shutil.copytree(tiny_run.path / "model", tmp_path / "model")
+    real = Trainer.run
+
+    def stop_after_a_checkpoint(self, until, *args, **keywords):
+        if self.step >= 3:
+            raise KeyboardInterrupt
+        real(self, until, *args, **keywords)
+
+    monkeypatch.setattr(Trainer, "run", stop_after_a_checkpoint)
+    with pytest.raises(KeyboardInterrupt):
+        train_run(_on(folder, lora=True), tmp_path / "runs", **OPTIONS)
+    monkeypatch.setattr(Trainer, "run", real)
+    _replace_base(folder)
+    with pytest.raises(CorruptRunError, match="made with other base weights"):
+        train_run(_on(folder, lora=True), tmp_path / "runs", **OPTIONS)
 
 
 @pytest.mark.slow

@@ -36,42 +36,52 @@ def whiten(
 
 def _prepare(
     train: Float[np.ndarray, "train d"], test: Float[np.ndarray, "test d"], metric: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Float32 matrices, of unit rows for the cosines; checks shapes, names and numbers once."""
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Float32 matrices, of unit rows for the cosines, and what their distances are to be multiplied by; checks shapes,
+    names and numbers once."""
     if metric not in METRICS:
         raise unknown_name("metric", metric, METRICS)
     train, test = np.asarray(train), np.asarray(test)
     if train.ndim != 2 or test.ndim != 2 or train.shape[1] != test.shape[1]:
         raise CriError(f"train, test: shapes {train.shape} and {test.shape} are not [case, d] with one d")
-    if metric == "whitened_cosine":
-        train, test = whiten(train, test)
-    if metric == "euclidean":
-        # distances do not depend on the origin, and near it float32 keeps more of their digits
-        mean = train.mean(axis=0, dtype=np.float64)
-        out = (train - mean).astype(np.float32), (test - mean).astype(np.float32)
-    else:
-        out = tuple(_unit(x.astype(np.float32, copy=False)) for x in (train, test))
-    if not all(np.isfinite(x).all() for x in out):
+    if not (np.isfinite(train).all() and np.isfinite(test).all()):
         raise CriError("train, test: activations hold values that are not finite")
-    return out[0], out[1]
+    if not len(train):
+        raise CriError("train: no cases")
+    if metric == "cosine":
+        return _unit(train), _unit(test), 1.0
+    # squares of values beyond about 1e19, or below 1e-23, leave float32's range, so the largest is brought to 1
+    largest = max((float(np.abs(x).max()) for x in (train, test) if x.size), default=0.0) or 1.0
+    train64, test64 = (x.astype(np.float64) / largest for x in (train, test))
+    if metric == "whitened_cosine":
+        white = whiten(train64, test64)
+        return _unit(white[0]), _unit(white[1]), 1.0
+    # distances do not depend on the origin, and near it float32 keeps more of their digits
+    mean = train64.mean(axis=0)
+    centred = train64 - mean, test64 - mean
+    radius = max((float(np.abs(x).max()) for x in centred if x.size), default=0.0) or 1.0
+    x, y = ((c / radius).astype(np.float32) for c in centred)
+    if not radius * largest * 2 * np.sqrt(x.shape[1]) < np.finfo(np.float32).max:
+        raise CriError(f"train, test: distances of about {radius * largest:.1g} are beyond float32; scale them down")
+    return x, y, radius * largest
 
 
-def _unit(x: Float32[np.ndarray, "case d"]) -> Float32[np.ndarray, "case d"]:
+def _unit(x: Float[np.ndarray, "case d"]) -> Float32[np.ndarray, "case d"]:
     """Rows of length one; a zero row stays zero, with cosine 0 to everything."""
     # squares of rows beyond about 1e19, or below 1e-23, leave float32's range: bring each row's largest entry to 1
     largest = np.abs(x).max(axis=1, keepdims=True, initial=0.0)
-    x = x / np.where(largest > 0, largest, 1.0).astype(x.dtype)
+    x = (x / np.where(largest > 0, largest, 1.0).astype(x.dtype)).astype(np.float32)
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     return x / np.where(norms > 0, norms, 1.0)
 
 
-def _score(train: np.ndarray, test: np.ndarray, metric: str) -> Float32[np.ndarray, "train test"]:
+def _score(train: np.ndarray, test: np.ndarray, metric: str, scale: float = 1.0) -> Float32[np.ndarray, "train test"]:
     products = train @ test.T
     if metric != "euclidean":
         return products
     # |x - y|² = |x|² + |y|² - 2 x·y, rounding may push it below 0
     squares = (train**2).sum(axis=1)[:, None] + (test**2).sum(axis=1) - 2 * products
-    return -np.sqrt(np.maximum(squares, 0, out=squares))
+    return -np.sqrt(np.maximum(squares, 0, out=squares)) * np.float32(scale)
 
 
 def similarity(
@@ -87,7 +97,8 @@ def similarity(
     Raises `UnknownNameError` for another metric, `CriError` for shapes that do not match or activations
     that are not finite.
     """
-    return _score(*_prepare(train, test, metric), metric)
+    x, y, scale = _prepare(train, test, metric)
+    return _score(x, y, metric, scale)
 
 
 def nearest(
@@ -108,17 +119,17 @@ def nearest(
         Rows of `train`, and their similarities as `similarity` has them. Among equal similarities the
         exact search takes the earlier row.
     """
-    x, y = _prepare(train, test, metric)
+    x, y, scale = _prepare(train, test, metric)
     if not 1 <= k <= len(x):
         raise out_of_range("k", k, f"in 1..{len(x)}")
     if len(x) * len(y) > exact_limit:
-        return _approximate(x, y, k, metric)
+        return _approximate(x, y, k, metric, scale)
     ids = np.empty((len(y), k), dtype=np.int64)
     scores = np.empty((len(y), k), dtype=np.float32)
     block = max(1, int(block_bytes // (4 * len(x))))
     for start in range(0, len(y), block):
         rows = slice(start, start + block)
-        s = np.ascontiguousarray(_score(x, y[rows], metric).T)
+        s = np.ascontiguousarray(_score(x, y[rows], metric, scale).T)
         # everything at least as good as the k-th best: no more than a few beyond k, so sorting is cheap
         cut = np.partition(s, len(x) - k, axis=1)[:, len(x) - k]
         for i, row in enumerate(s):
@@ -128,11 +139,11 @@ def nearest(
     return ids, scores
 
 
-def _approximate(x: np.ndarray, y: np.ndarray, k: int, metric: str) -> tuple[np.ndarray, np.ndarray]:
+def _approximate(x: np.ndarray, y: np.ndarray, k: int, metric: str, scale: float) -> tuple[np.ndarray, np.ndarray]:
     from pynndescent import NNDescent  # compiles for seconds when imported
 
     # on unit rows the Euclidean order is the cosine order
     index = NNDescent(x, metric="euclidean", n_neighbors=max(30, 2 * k), random_state=0)
     ids, distances = index.query(y, k=k)
-    scores = -distances if metric == "euclidean" else 1 - distances**2 / 2
+    scores = -distances * scale if metric == "euclidean" else 1 - distances**2 / 2
     return ids.astype(np.int64), scores.astype(np.float32)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Int, Int8, Shaped
 
+from cri.data.case_ids import check_case_ids
 from cri.data.case_relations import MAX_STEP_FREQUENCY, grid_distance, mirror_images, shared_operands, shared_steps
 from cri.errors import CriError, out_of_range
 from cri.tasks import Task
@@ -126,7 +127,8 @@ def make_groups(
 
     Raises `CriError` for empty or overlapping sets of cases, or an `n_near` out of range.
     """
-    train_ids, test_ids = np.asarray(train_ids), np.asarray(test_ids)
+    train_ids = check_case_ids(train_ids, task.n_cases, "train_ids")
+    test_ids = check_case_ids(test_ids, task.n_cases, "test_ids")
     if len(train_ids) == 0 or len(test_ids) == 0:
         raise CriError(f"groups: {len(train_ids)} training and {len(test_ids)} test cases; both must be positive")
     if len(predictions) != len(test_ids):

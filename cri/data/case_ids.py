@@ -15,7 +15,10 @@ def check_case_ids(ids: ArrayLike, n_cases: int, field: str = "case_ids") -> Int
     A boolean mask is refused rather than read as the ids 0 and 1, and so is a fraction or a negative id, which
     numpy would cut off or count from the end. Raises `CriError` naming `field`.
     """
-    found = np.asarray(ids)
+    try:
+        found = np.asarray(ids)
+    except (ValueError, TypeError):  # rows of unequal length
+        raise CriError(f"{field}: not one id a case") from None
     if found.ndim != 1:
         raise CriError(f"{field}: shape {found.shape} is not one id a case")
     if found.dtype == np.bool_:

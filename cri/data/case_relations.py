@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Shaped
 from scipy import sparse
 
+from cri.data.case_ids import check_case_ids
 from cri.errors import out_of_range
 from cri.tasks import Task
 
@@ -23,9 +24,13 @@ def grid_distance(task: Task, train_ids: TrainIds, test_ids: TestIds) -> Int[np.
     """Chebyshev distance on the grid, max(|row_i - row_t|, |col_i - col_t|): the measure in which the
     held-out squares are balls and their borders rings."""
     coords = task.coords.astype(np.int32)
-    train, test = coords[train_ids], coords[test_ids]
+    train, test = (coords[ids] for ids in _checked(task, train_ids, test_ids))
     rows = np.abs(train[:, None, 0] - test[None, :, 0])
     return np.maximum(rows, np.abs(train[:, None, 1] - test[None, :, 1]), out=rows)
+
+
+def _checked(task: Task, train_ids: TrainIds, test_ids: TestIds) -> tuple[TrainIds, TestIds]:
+    return check_case_ids(train_ids, task.n_cases, "train_ids"), check_case_ids(test_ids, task.n_cases, "test_ids")
 
 
 def mirror_images(task: Task) -> Int[np.ndarray, " case"]:
@@ -42,7 +47,7 @@ def mirror_images(task: Task) -> Int[np.ndarray, " case"]:
 
 def shared_operands(task: Task, train_ids: TrainIds, test_ids: TestIds) -> Pairs:
     """How many operands two cases share, each in its own place: 0 or 1 (2 only for the same case)."""
-    train, test = task.cases[train_ids], task.cases[test_ids]
+    train, test = (task.cases[ids] for ids in _checked(task, train_ids, test_ids))
     return (train[:, None] == test[None]).sum(axis=2).astype(np.float32)
 
 
@@ -88,4 +93,5 @@ def shared_steps(
 ) -> Pairs:
     """How many informative rule steps two cases share, wherever they are applied."""
     steps = informative_steps(task, max_frequency)
+    train_ids, test_ids = _checked(task, train_ids, test_ids)
     return (steps[train_ids] @ steps[test_ids].T).toarray().astype(np.float32, copy=False)

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from cri.data.case_ids import check_case_ids
 from cri.data.tokenization import build_tokenizer, encode_texts, eos_id, pad_id
 from cri.errors import CriError
 from cri.formats import Format
@@ -71,8 +72,11 @@ class TokenTable:
         )
 
     def __getitem__(self, rows: Int[Tensor, " row"] | Int[np.ndarray, " row"]) -> TokenTable:
-        """The chosen rows, cropped to the longest among them."""
-        index = torch.as_tensor(rows, device=self.ids.device)
+        """The chosen rows, cropped to the longest among them; raises `CriError` for a mask, a fraction or a row that
+        is not there."""
+        if isinstance(rows, Tensor):
+            rows = rows.cpu().numpy()
+        index = torch.from_numpy(check_case_ids(rows, len(self), "rows")).to(self.ids.device)
         lengths = self.lengths[index]
         width = int(lengths.max()) if len(index) else 0
         return replace(self, ids=self.ids[index, :width], prompt_lengths=self.prompt_lengths[index], lengths=lengths)

@@ -23,6 +23,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from cri.config import RunConfig
+from cri.data.case_ids import check_case_ids
 from cri.data.token_table import TokenTable
 from cri.ensembles.stacked import Layout, StackedForward
 from cri.errors import CriError, out_of_range
@@ -259,7 +260,7 @@ def stacked_scores(
     labels: Int[np.ndarray, " case"] | Int[np.ndarray, "replica case"] | None = None,
 ) -> Scores:
     """`Scores` of every model of a stack; `labels` are token ids, by default the first of each reference answer."""
-    device, case_ids = flat.device, np.asarray(case_ids)
+    device, case_ids = flat.device, check_case_ids(case_ids, len(tokens))
     shape = (len(flat), len(case_ids))
     margin, loss = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
     first_token = np.zeros(shape, dtype=np.int32)
@@ -307,7 +308,7 @@ def bank_margins(
         at_once: replicas held on the device together.
     """
     tokens = bank.tokens if tokens is None else tokens
-    case_ids = np.arange(len(tokens)) if case_ids is None else np.asarray(case_ids)
+    case_ids = np.arange(len(tokens)) if case_ids is None else check_case_ids(case_ids, len(tokens))
     template = bank.materials.model.to(device).requires_grad_(False)  # pyright: ignore[reportArgumentType]
     layout = Layout(template)
     forward = StackedForward(template, layout, "fp32")

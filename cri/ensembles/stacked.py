@@ -23,10 +23,10 @@ from torch.func import functional_call, vmap
 
 from cri.config import TrainConfig
 from cri.data.token_table import TokenTable
-from cri.errors import CorruptRunError, CriError
+from cri.errors import CriError
 from cri.models.attention import SHORT, Kind, has_dropout, last_layer_where_scored, unmasked
 from cri.training.batches import BatchStream, learning_rates
-from cri.training.checkpoints import read_checkpoint, write_checkpoint
+from cri.training.checkpoints import read_checkpoint, require_identity, write_checkpoint
 from cri.training.compilation import GraphedStep, Traced, bucket, matmul_precision, rounding
 from cri.training.trainer import labels_of
 
@@ -353,9 +353,7 @@ class StackedTrainer:
     def restore(self, path: Path, identity: Mapping[str, str]) -> None:
         """Inverse of `save`; raises `CorruptRunError` for a damaged file or one of other members."""
         tensors, meta = read_checkpoint(path)
-        for key, value in identity.items():
-            if meta.get(key) != value:
-                raise CorruptRunError(f"run: {path} was made with another {key}; remove the folder and train again")
+        require_identity(path, meta, identity)
         own = {"flat": self.flat, "mean": self.mean, "square": self.square, "losses": self.losses}
         with torch.no_grad():
             for name, tensor in {**own, "running": self.running}.items():

@@ -32,7 +32,7 @@ from cri.ensembles.engine import (
     train_what_fits,
 )
 from cri.ensembles.stacked import Layout
-from cri.errors import CorruptRunError, CriError, out_of_range
+from cri.errors import CriError, out_of_range
 from cri.models.loading import save_model
 from cri.storage import (
     atomic_path,
@@ -48,7 +48,7 @@ from cri.storage import (
     write_text,
     writing_to,
 )
-from cri.training.checkpoints import read_checkpoint, write_checkpoint
+from cri.training.checkpoints import read_checkpoint, require_identity, write_checkpoint
 from cri.training.jobs import Backend, Workers, progress_bar
 from cri.training.runs import require_same
 from cri.training.setup import Materials, prepare, resolve_device
@@ -91,11 +91,7 @@ class Parts:
         devices = set()
         for path in self.paths():
             tensors, meta = read_checkpoint(path)
-            for key, value in self.identity.items():
-                if meta.get(key) != value:
-                    raise CorruptRunError(
-                        f"bank: {path} was made with another {key}; remove the folder and train again"
-                    )
+            require_identity(path, meta, self.identity)
             read.append(tensors)
             devices.add(meta.get("trained_on", "unknown"))
         return {name: torch.cat([tensors[name] for tensors in read]) for name in read[0]}, ", ".join(sorted(devices))

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from cri.data.case_ids import check_case_ids
 from cri.data.splits import Split
 from cri.data.token_table import TokenTable
 from cri.evaluation.scoring import reading_table
@@ -211,7 +212,7 @@ def predictions(
 
     Columns: see `cri.evaluation.scoring.reading_table`.
     """
-    ids = np.arange(task.n_cases) if case_ids is None else np.asarray(case_ids)
+    ids = np.arange(task.n_cases) if case_ids is None else check_case_ids(case_ids, task.n_cases)
     decoded = decode(model, tokens if case_ids is None else tokens[ids], **decode_options)
     texts = tokenizer.batch_decode([row[:k] for row, k in zip(decoded.ids, decoded.lengths, strict=True)])
     return reading_table(task, fmt, split, ids, texts, decoded.finished)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cri.data.case_ids import check_case_ids
 from cri.data.splits import Split
 from cri.formats import Format
 from cri.tasks import Task
@@ -39,7 +40,8 @@ def reading_table(
     import pandas as pd
 
     records: list[dict[str, Any]] = []
-    for case, text, done in zip(ids, texts, finished, strict=True):
+    cases = check_case_ids(list(ids), task.n_cases, "ids").tolist()
+    for case, text, done in zip(cases, texts, finished, strict=True):
         a, b = task.operands[case]
         reading = fmt.read(task, a, b, text, finished=bool(done))
         train = bool(split.train[case])

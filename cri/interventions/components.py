@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from cri.data.case_ids import check_case_ids
 from cri.models.loading import to_bridge
 from cri.training.runs import Run
 from cri.training.setup import Materials
@@ -34,6 +35,7 @@ def logit_attribution(
     """
     import pandas as pd
 
+    case_ids = check_case_ids(case_ids, run.task.n_cases)
     bridge = to_bridge(run.model, run.tokenizer)
     bridge.enable_compatibility_mode(disable_warnings=True)
     n_layers, n_heads = bridge.cfg.n_layers, bridge.cfg.n_heads
@@ -44,7 +46,7 @@ def logit_attribution(
     b_u = getattr(bridge, "b_U", None)
     b_u = torch.zeros(w_u.shape[1]) if b_u is None else b_u
     for start in range(0, len(case_ids), batch_size):
-        part = np.asarray(case_ids[start : start + batch_size])
+        part = case_ids[start : start + batch_size]
         last = run.tokens.prompt_lengths[part] - 1
         rows = torch.arange(len(part))
         ids = run.tokens.ids[part, : int(last.max()) + 1]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from cri.data.case_ids import check_case_ids
 from cri.data.step_coverage import step_counts
 from cri.errors import CriError, out_of_range, unknown_name
 from cri.evaluation.scoring import step_text
@@ -164,7 +165,7 @@ def sample_edits(
     base = task.base if isinstance(task, BaseAddition) else 10
     edits: list[CaseEdit] = []
     last_step = 0
-    for case in case_ids:
+    for case in check_case_ids(list(case_ids), task.n_cases).tolist():
         rng = np.random.default_rng([seed, case])
         rule, (a, b) = written_trace(task, fmt, case)
         lines = rule.trace(task, a, b)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cri.data.case_ids import check_case_ids
 from cri.errors import CriError, out_of_range
 from cri.formats.traces import join
 from cri.interventions.continuations import encode_with_ends
@@ -59,7 +60,7 @@ def step_tokens(run: Run | Materials, case_ids: Sequence[int], step: int) -> Ste
     if fmt.name == "direct":
         raise CriError("format: direct writes no steps to knock out; use scratchpad or rfft")
     rows, cases, longest = [], [], 0
-    for case in case_ids:
+    for case in check_case_ids(list(case_ids), task.n_cases).tolist():
         rule, operands = written_trace(task, fmt, case)
         lines = rule.trace(task, *operands)
         done = steps_done(lines)

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cri.data.case_ids import check_case_ids
 from cri.data.tokenization import encode_texts
 from cri.errors import CriError, unknown_name
 from cri.formats import Format, make_format
@@ -125,6 +126,8 @@ def make_pairs(
         raise unknown_name("variables", variable, VARIABLES)
     if run.format.name not in ("direct", "scratchpad", "rfft"):
         raise CriError(f"format: {run.format.name} has no rule steps to swap; use direct, scratchpad or rfft")
+    base_cases = check_case_ids(list(base_cases), run.task.n_cases, "base_cases").tolist()
+    source_cases = check_case_ids(list(source_cases), run.task.n_cases, "source_cases").tolist()
     rng = np.random.default_rng(seed)
     bases = _layouts(run, [p for c in base_cases for p in _places(run.task, run.format, c, variable)])
     sources = _layouts(run, [p for c in source_cases for p in _places(run.task, run.format, c, variable)])

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cri.data.case_ids import check_case_ids
 from cri.data.tokenization import encode_texts
 from cri.errors import CriError, unknown_name
 from cri.interventions.pairs import IGNORE, Pairs
@@ -172,7 +173,7 @@ def swap_pairs(
     labels, _ = probe_labels(run.task, variable)
     base = run.task.base if isinstance(run.task, BaseAddition) else 10
     rng = np.random.default_rng(seed)
-    case_ids = np.asarray(case_ids)
+    case_ids = check_case_ids(case_ids, run.task.n_cases)
     values = run.task.values
     lengths = run.tokens.prompt_lengths.numpy()
     rows = []
@@ -241,6 +242,7 @@ def ablate(
 ) -> Float[np.ndarray, " case"]:
     """Whether the answer's first token is still right when a subspace of one site at the last prompt token is
     set to its mean over the cases; with no columns in `basis`, whether it is right at all."""
+    case_ids = check_case_ids(case_ids, run.task.n_cases)
     last = run.tokens.prompt_lengths[case_ids] - 1
     rows = torch.arange(len(case_ids))
     mean = torch.from_numpy(collect(bridge, run.tokens, [site], case_ids)[site].mean(0))

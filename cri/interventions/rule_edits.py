@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cri.data.case_ids import check_case_ids
 from cri.errors import CriError, unknown_name
 from cri.formats.rules.language import Rule, parse_rule
 from cri.formats.rules.task_rules import task_rule
@@ -85,6 +86,7 @@ def edit_rules(
     if run.format.name != "rfft":
         raise CriError(f"format: {run.format.name} has no rule in its prompt; use rfft")
     task, rows = run.task, []
+    case_ids = check_case_ids(list(case_ids), task.n_cases).tolist()
     starts, prompts, owners = [], [], []
     trained_rule = task_rule(task)
     for kind in kinds:

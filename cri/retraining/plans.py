@@ -19,6 +19,7 @@ from cri.attribution.methods import METHODS
 from cri.attribution.questions import Question
 from cri.config import RunConfig
 from cri.data.case_groups import labels
+from cri.data.case_ids import check_case_ids
 from cri.data.held_out import DESIGNS, leave_out, mirror_designs
 from cri.data.splits import depth, in_square, random
 from cri.data.token_table import TokenTable
@@ -115,7 +116,7 @@ def _name(split: str, seed: int) -> str:
 
 def without(train: Bool[np.ndarray, " case"], removed: Int[np.ndarray, " removed"]) -> Bool[np.ndarray, " case"]:
     out = train.copy()
-    out[removed] = False
+    out[check_case_ids(removed, len(train), "removed")] = False
     return out
 
 

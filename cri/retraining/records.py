@@ -27,6 +27,7 @@ from cri.ensembles.stacked import Layout, StackedForward
 from cri.ensembles.train import Method, train_replicas
 from cri.errors import CorruptRunError, CriError
 from cri.evaluation.decoding import Decoded
+from cri.models.presets import is_preset
 from cri.storage import (
     atomic_path,
     config_hash,
@@ -165,6 +166,8 @@ def retrain(
         "queries": queries.tolist(),
         "explained": None if explained is None else {name: table.sha256() for name, table in explained.items()},
     }
+    if not is_preset(config.model):
+        described["base_weights"] = prepare(config).base_weights
     identity = config_hash(described)
     with locked(folder), writing_to(folder):
         if is_complete(folder):

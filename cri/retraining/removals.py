@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from cri.data.case_ids import check_case_ids
 from cri.data.case_relations import MAX_STEP_FREQUENCY, grid_distance, shared_operands, shared_steps
 from cri.errors import CriError, out_of_range
 from cri.tasks import Task
@@ -55,7 +56,8 @@ def removal_groups(
 
     Raises `CriError` where `test_id` is a training case or there are not `size` training cases.
     """
-    train_ids = np.asarray(train_ids)
+    train_ids = check_case_ids(train_ids, task.n_cases, "train_ids")
+    check_case_ids([test_id], task.n_cases, "test_id")
     if not 1 <= size <= len(train_ids):
         raise out_of_range("size", size, f"in 1..{len(train_ids)}")
     if test_id in train_ids:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Num, Shaped
 
+from cri.data.case_ids import check_case_ids
 from cri.errors import CriError, out_of_range
 from cri.tasks import Task
 
@@ -32,7 +33,7 @@ def grid_blocks(task: Task, case_ids: Int[np.ndarray, " case"], side: int = BLOC
     upper left corner. Cells of one patch have nearly the same neighbours, so they are resampled together."""
     if side < 1:
         raise out_of_range("side", side, "at least 1")
-    coords = task.coords[case_ids]
+    coords = task.coords[check_case_ids(case_ids, task.n_cases)]
     if len(coords) == 0:
         return np.zeros(0, dtype=np.int64)
     rows, cols = ((coords - coords.min(axis=0)) // side).T

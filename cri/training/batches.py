@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cri.config import TrainConfig
+from cri.data.case_ids import check_case_ids
 from cri.errors import CriError
 
 
@@ -38,6 +39,7 @@ class BatchStream:
     ) -> None:
         if len(train_ids) == 0:
             raise CriError("split: no training cases")
+        train_ids = check_case_ids(train_ids, len(lengths), "train_ids")
         self.train_ids, self.lengths, self.seed, self.window = train_ids, lengths, seed, window
         self.size = min(batch_size, len(train_ids))
         self.per_epoch = len(train_ids) // self.size

@@ -49,6 +49,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, meta
 
 
+def require_identity(path: Path, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    """Raises `CorruptRunError` where a checkpoint's metadata are not those of the run that would go on from it."""
+    for key, value in expected.items():
+        if found.get(key) != value:
+            what = key.replace("_", " ")
+            raise CorruptRunError(f"run: {path} was made with other {what}; remove the folder and train again")
+
+
 def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
     """Adds one line to a metrics file."""
     with path.open("a") as file:

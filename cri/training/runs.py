@@ -36,7 +36,7 @@ from cri.storage import (
 )
 from cri.tasks import Task, make_task
 from cri.training.jobs import Backend, Outcome, Workers, progress_bar
-from cri.training.setup import Materials, check, prepare, resolve_device
+from cri.training.setup import BASE_WEIGHTS, Materials, check, prepare, resolve_device
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,8 +98,11 @@ class Run:
         return tokens.with_completions(encode_texts(self.tokenizer, texts))
 
     def untrained(self) -> PreTrainedModel:
-        """The model this run started from (a control)."""
-        return prepare(self.config).model
+        """The model this run started from (a control); raises `CorruptRunError` where the folder that its config
+        names holds another one by now."""
+        materials = prepare(self.config)
+        require_same(self.path, read_json(self.path / "manifest.json")["identity"], materials.identity)
+        return materials.model
 
 
 def train_run(
@@ -148,9 +151,13 @@ def train_run(
 
 
 def require_same(folder: Path, found: dict[str, str], expected: dict[str, str]) -> None:
+    """Raises `CorruptRunError` where a finished run's recorded identity is not the `expected` one."""
     for key, value in expected.items():
-        if found.get(key) != value:
-            raise CorruptRunError(f"run: {folder} was made with other {key}; remove the folder and train again")
+        if key == BASE_WEIGHTS and key not in found:  # made before these were recorded: opened, but not in silence
+            print(f"note: {folder} does not record which weights it started from", file=sys.stderr)
+        elif found.get(key) != value:
+            what = key.replace("_", " ")
+            raise CorruptRunError(f"run: {folder} was made with other {what}; remove the folder and train again")
 
 
 def begin_run(folder: Path, materials: Materials) -> None:

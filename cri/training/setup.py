@@ -37,6 +37,9 @@ class Materials:
     tokenizer: PreTrainedTokenizerBase
     tokens: TokenTable
     model: PreTrainedModel
+    base_weights: str = ""
+    """Hash of the weights of the model that training starts from, where the config only names it; none for a preset,
+    whose weights the config decides."""
 
     def __reduce__(self) -> tuple[Callable[[RunConfig], Materials], tuple[RunConfig]]:
         return prepare, (self.config,)
@@ -45,11 +48,16 @@ class Materials:
     def identity(self) -> dict[str, str]:
         """Hashes that a checkpoint or finished run must share with this config and code."""
         mask = "".join(map(str, self.split.train.astype(int)))
-        return {
+        own = {
             "config": config_hash(self.config.to_dict()),
             "data": self.tokens.sha256()[:16],
             "split": config_hash({"mask": mask}),
         }
+        return {**own, BASE_WEIGHTS: self.base_weights} if self.base_weights else own
+
+
+BASE_WEIGHTS = "base_weights"
+"""Key of the identity of a run that starts from a model made elsewhere. Runs made before it was recorded lack it."""
 
 
 def initial_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, tokens: TokenTable) -> PreTrainedModel:
@@ -80,10 +88,12 @@ def prepare(config: RunConfig) -> Materials:
     from cri.data.token_table import encode, task_tokenizer
     from cri.formats import make_format
     from cri.models.loading import load_pretrained, require_positions
+    from cri.training.checkpoints import tensors_sha256
 
     task = make_task(config.task, **config.task_params)
     fmt = make_format(config.format)
     split = make_split(task, config.split, **config.split_params)
+    base_weights = ""
     if is_preset(config.model):
         tokenizer = task_tokenizer(config.tokenizer, task, fmt)
         tokens = encode(task, fmt, tokenizer)
@@ -92,7 +102,8 @@ def prepare(config: RunConfig) -> Materials:
         model, tokenizer = load_pretrained(config.model)
         tokens = encode(task, fmt, tokenizer)
         require_positions(model, tokens.ids.shape[1])
-    return Materials(config, task, split, fmt, tokenizer, tokens, model)
+        base_weights = tensors_sha256(model.state_dict())[:16]  # before training changes them
+    return Materials(config, task, split, fmt, tokenizer, tokens, model, base_weights)
 
 
 def resolve_device(device: str) -> str:

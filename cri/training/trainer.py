@@ -25,7 +25,7 @@ from cri.data.token_table import TokenTable
 from cri.errors import CorruptRunError, CriError
 from cri.models.attention import SHORT, Kind, has_dropout, last_layer_where_scored, unmasked
 from cri.training.batches import batch_order, learning_rates
-from cri.training.checkpoints import read_checkpoint, write_checkpoint
+from cri.training.checkpoints import read_checkpoint, require_identity, write_checkpoint
 from cri.training.compilation import GraphedStep, Traced, bucket, give_memory_back, matmul_precision, rounding
 from cri.training.distributed import process_rank, sum_over_processes
 
@@ -329,9 +329,7 @@ class Trainer:
     def restore(self, path: Path, identity: Mapping[str, str]) -> None:
         """Inverse of `save`; raises `CorruptRunError` for a damaged file or one of another run."""
         tensors, meta = read_checkpoint(path)
-        for key, value in identity.items():
-            if meta.get(key) != value:
-                raise CorruptRunError(f"run: {path} was made with another {key}; remove the folder and train again")
+        require_identity(path, meta, identity)
         with torch.no_grad():
             for name, p in self.parameters.items():
                 p.copy_(tensors[f"model.{name}"])
