@@ -1,1 +1,46 @@
-"""Case or Rule, from the Inside: do transformers answer arithmetic from cases or by a rule?"""
+"""Case or Rule, from the Inside: do transformers answer arithmetic from cases or by a rule?
+
+In five lines:
+
+    import cri
+
+    run = cri.load_run(cri.train_run(cri.recipe("addition", task_params={"size": 30}, split_params={"half_side": 3})))
+    case = run.case(15, 15)
+    run.logit_lens(case), run.nearest(case), run.influence(case), run.map()
+
+Names are imported when they are first used: `import cri` itself takes no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cri.config import RunConfig as RunConfig
+    from cri.errors import CriError as CriError
+    from cri.opened import OpenRun as OpenRun
+    from cri.opened import load_run as load_run
+    from cri.training.recipes import recipe as recipe
+    from cri.training.runs import train_run as train_run
+
+_PLACES = {
+    "CriError": "cri.errors",
+    "OpenRun": "cri.opened",
+    "RunConfig": "cri.config",
+    "load_run": "cri.opened",
+    "recipe": "cri.training.recipes",
+    "train_run": "cri.training.runs",
+}
+
+__all__ = sorted(_PLACES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name]), name)
+    raise AttributeError(f"module 'cri' has no attribute {name!r}; it has {', '.join(_PLACES)}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_PLACES]

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Annotated
 
 from cri.config import RunConfig
+from cri.opened import OpenRun, load_run
 from cri.storage import read_json
-from cri.training.runs import Run, load_predictions, load_run, train_run, train_runs
+from cri.training.runs import Run, load_predictions, train_run, train_runs
 
-__all__ = ["Run", "TrainCommand", "load_predictions", "load_run", "main", "train_run", "train_runs"]
+__all__ = ["OpenRun", "Run", "TrainCommand", "load_predictions", "load_run", "main", "train_run", "train_runs"]
 
 
 @dataclass(frozen=True)
