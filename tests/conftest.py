@@ -17,7 +17,7 @@ from jaxtyping import install_import_hook
 # alone have no shapes, and would only be slowed down
 _WITH_SHAPES = (
     "attribution", "data.case_groups", "data.case_relations", "data.held_out", "data.splits", "data.step_coverage",
-    "data.step_places", "data.token_table", "ensembles.bank", "ensembles.stacked", "ensembles.train",
+    "data.step_places", "data.step_units", "data.token_table", "ensembles.bank", "ensembles.stacked", "ensembles.train",
     "evaluation.decoding", "interventions", "models.activations", "models.loading", "retraining.records",
     "retraining.removals", "statistics", "training.runs", "training.trainer",
 )  # fmt: skip
