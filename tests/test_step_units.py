@@ -8,14 +8,9 @@ import pytest
 import torch
 
 from cri.attribution.gradients import gradient_scores
+from cri.attribution.methods import METHODS
 from cri.attribution.outputs import log_likelihood
-from cri.attribution.step_scores import (
-    StepQuestion,
-    parameter_scores,
-    planted_scores,
-    similarity_scores,
-    written_units,
-)
+from cri.attribution.step_questions import STEP_METHODS, StepQuestion, planted_scores, written_units
 from cri.config import RunConfig
 from cri.data import step_units as units
 from cri.data.step_places import places
@@ -37,7 +32,8 @@ def source():
 @pytest.fixture(scope="module")
 def question(source):
     table = units.two_digit(places(source, "step:all"))
-    return StepQuestion(source, *(table[table["train"] == t].reset_index(drop=True) for t in (True, False)))
+    train, test = (table[table["train"] == t].reset_index(drop=True) for t in (True, False))
+    return StepQuestion.ask(source, train, test, source.model)
 
 
 def log_p(model, tokens):
@@ -54,11 +50,13 @@ def test_tokens_of_a_case_add_up_to_the_case(source):
 
 
 def test_gradient_of_a_case_is_the_sum_of_its_tokens(source, question):
-    cases = question.train["case"].unique()[:4]
-    test = units.unit_tokens(source.tokens, question.test.head(3))
-    whole = gradient_scores(source.model, source.tokens[cases], test, progress=False).dot
+    cases = question.train_units["case"].unique()[:4]
+    test = units.unit_tokens(source.tokens, question.test_units.head(3))
+    whole = gradient_scores(source.model, source.tokens[cases], test, target="reference", progress=False).dot
     table = units.token_units(source.tokens, cases)
-    by_token = gradient_scores(source.model, units.unit_tokens(source.tokens, table), test, progress=False).dot
+    by_token = gradient_scores(
+        source.model, units.unit_tokens(source.tokens, table), test, target="reference", progress=False
+    ).dot
     summed = np.stack([by_token[(table["case"] == case).to_numpy()].sum(axis=0) for case in cases])
     assert np.allclose(whole, summed, atol=1e-4 * np.abs(whole).max())
 
@@ -74,20 +72,20 @@ def test_gradient_of_a_step_is_autograd_of_its_tokens(source, question):
         found = torch.autograd.grad(value, [p for p in model.parameters() if p.requires_grad])
         return torch.cat([g.flatten() for g in found])
 
-    train, test = question.train.iloc[[0, 40, 90]], question.test.iloc[[0, 7]]
+    train, test = question.train_units.iloc[[0, 40, 90]], question.test_units.iloc[[0, 7]]
     model.eval()
     expected = (
         torch.stack([gradient(r) for _, r in train.iterrows()])
         @ torch.stack([gradient(r) for _, r in test.iterrows()]).T
     )
     found = gradient_scores(
-        model, units.unit_tokens(tokens, train), units.unit_tokens(tokens, test), progress=False
+        model, units.unit_tokens(tokens, train), units.unit_tokens(tokens, test), target="reference", progress=False
     ).dot
     assert np.allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_written_units_are_the_models_own(source, question):
-    reference = units.unit_tokens(source.tokens, question.test)
+    reference = units.unit_tokens(source.tokens, question.test_units)
     written, same = written_units(source.model, reference, batch_size=7)
     for i in range(0, len(written), 9):
         n = int(written.lengths[i])
@@ -100,12 +98,12 @@ def test_written_units_are_the_models_own(source, question):
 
 def test_memberships_pair_by_pair(source, question):
     task = source.task
-    masks = units.step_memberships(task, question.train, question.test)
+    masks = units.step_memberships(task, question.train_units, question.test_units)
     rng = np.random.default_rng(0)
     for i, j in zip(
-        rng.integers(len(question.train), size=300), rng.integers(len(question.test), size=300), strict=True
+        rng.integers(len(question.train_units), size=300), rng.integers(len(question.test_units), size=300), strict=True
     ):
-        a, b = question.train.iloc[i], question.test.iloc[j]
+        a, b = question.train_units.iloc[i], question.test_units.iloc[j]
         step = all(a[c] == b[c] for c in ("op", "x", "y", "carry"))
         assert masks[units.SAME_STEP][i, j] == (step and a["column"] == b["column"])
         assert masks[units.STEP_ELSEWHERE][i, j] == (step and a["column"] != b["column"])
@@ -115,10 +113,12 @@ def test_memberships_pair_by_pair(source, question):
         )
         one, other = task.operands[a["case"]], task.operands[b["case"]]
         assert masks[units.OPERAND][i, j] == (one[0] == other[0] or one[1] == other[1])
-    distance = np.abs(task.coords[question.train["case"]][:, None] - task.coords[question.test["case"]][None]).max(-1)
-    for j in range(0, len(question.test), 11):
+    distance = np.abs(
+        task.coords[question.train_units["case"]][:, None] - task.coords[question.test_units["case"]][None]
+    ).max(-1)
+    for j in range(0, len(question.test_units), 11):
         near = masks[units.NEAR][:, j]
-        assert len(set(question.train["case"][near])) >= units.N_NEAR
+        assert len(set(question.train_units["case"][near])) >= units.N_NEAR
         assert distance[near, j].max() < distance[~near, j].min()
 
 
@@ -153,36 +153,41 @@ def test_regression_tells_overlapping_memberships_apart():
 
 
 def test_planted_mechanisms_are_read_rightly(source, question):
-    masks = units.step_memberships(source.task, question.train, question.test)
-    block = grid_blocks(source.task, question.test["case"].to_numpy(), 2)
+    masks = units.step_memberships(source.task, question.train_units, question.test_units)
+    block = grid_blocks(source.task, question.test_units["case"].to_numpy(), 2)
     contrast = (units.SAME_STEP, units.NEAR)
     for mechanism, sign in (("step", 1), ("case", -1)):
-        scores = planted_scores(question, mechanism)
+        scores = planted_scores(source, question.train_units, question.test_units, mechanism)
         found = membership_regression(scores, masks, block, contrast, n_boot=300).set_index("group")
         low, high = sign * found.loc["difference", ["low", "high"]].to_numpy()
         assert min(low, high) > 0.5
         own, other = contrast if mechanism == "step" else contrast[::-1]
         assert abs(found.loc[other, "effect"]) < 0.2 * found.loc[own, "effect"]
         # another case's steps in place of its own: nothing is left of the steps
-        moved = question.test.assign(**{
-            c: np.roll(question.test[c].to_numpy(), 17) for c in ("op", "x", "y", "carry", "column", "text")
+        moved = question.test_units.assign(**{
+            c: np.roll(question.test_units[c].to_numpy(), 17) for c in ("op", "x", "y", "carry", "column", "text")
         })  # fmt: skip
-        masks_moved = units.step_memberships(source.task, question.train, moved)
+        masks_moved = units.step_memberships(source.task, question.train_units, moved)
         control = membership_regression(scores, masks_moved, block, contrast, n_boot=300).set_index("group")
         assert abs(control.loc[units.SAME_STEP, "effect"]) < 0.2 * found.loc[own, "effect"]
     with pytest.raises(CriError, match="choose from step, case"):
-        planted_scores(question, "rule")
+        planted_scores(source, question.train_units, question.test_units, "rule")
 
 
-def test_all_methods_score_units_finitely(source, question):
-    small = StepQuestion(source, question.train.head(30), question.test.head(6))
-    names = []
-    for method, site, scores in [*similarity_scores(small, source.model), *parameter_scores(small, source.model)]:
-        assert scores.shape == (30, 6)
-        assert np.isfinite(scores).all()
-        names.append((method, site.partition("@")[0]))
-    assert ("ekfac", "all parameters") in names
-    assert ("cosine", "blocks.1.hook_resid_post") in names
+def test_methods_score_units(source, question):
+    small = StepQuestion.ask(source, question.train_units.head(30), question.test_units.head(6), source.model)
+    sites = set()
+    for key in STEP_METHODS:
+        for site, scores in METHODS[key].score(small):
+            assert scores.shape == (30, 6)
+            assert np.isfinite(scores).all()
+            sites.add((key, site.partition("@")[0]))
+    assert {("EK-FAC", "all parameters"), ("cosine", "blocks.1.hook_resid_post")} <= sites
+    assert [answer == text for answer, text in zip(small.answers, small.test_units["text"], strict=True)] == list(
+        small.as_reference
+    )
+    with pytest.raises(CriError, match="at least one unit"):
+        StepQuestion.ask(source, question.train_units.head(0), question.test_units, source.model)
 
 
 def test_shuffled_traces_are_units_of_their_owner():

@@ -7,6 +7,7 @@ given the trace before them, and the log p of all tokens of a case, one unit eac
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,7 +47,7 @@ def unit_tokens(tokens: TokenTable, table: pd.DataFrame) -> TokenTable:
     width = int(stop.max())
     ids = tokens.ids[case, :width].clone()
     ids[torch.arange(width)[None] >= stop[:, None]] = tokens.pad
-    return TokenTable(ids, start, stop, tokens.pad, tokens.eos)
+    return replace(tokens, ids=ids, prompt_lengths=start, lengths=stop)
 
 
 def token_units(tokens: TokenTable, case_ids: Int[np.ndarray, " case"]) -> pd.DataFrame:
@@ -116,7 +117,7 @@ def step_memberships(
     train_cases, train_of = np.unique(train["case"].to_numpy(), return_inverse=True)
     test_cases, test_of = np.unique(test["case"].to_numpy(), return_inverse=True)
 
-    def by_case(mask: Mask) -> Mask:
+    def by_case(mask: Bool[np.ndarray, "train_case test_case"]) -> Mask:
         return mask[train_of][:, test_of]
 
     near = near_cases(task, train_cases, test_cases, n_near)
