@@ -56,7 +56,8 @@ class StepQuestion(Question):
         starts, stops = queries.prompt_lengths.tolist(), queries.lengths.tolist()
         rows = [ids[start:stop] for ids, start, stop in zip(queries.ids.tolist(), starts, stops, strict=True)]
         return cls(
-            source, train["case"].to_numpy(), test["case"].to_numpy(), queries, source.tokenizer.batch_decode(rows), model,
+            source, train["case"].to_numpy(), test["case"].to_numpy(), queries,
+            source.tokenizer.batch_decode(rows), model,
             train_units=train, test_units=test, as_reference=same,
         )  # fmt: skip
 
