@@ -14,9 +14,9 @@ import torch
 
 from cri.cli import run_command
 from cri.config import RunConfig
-from cri.errors import MissingDependencyError
+from cri.errors import CriError, MissingDependencyError
 from cri.evaluation.decoding import decode
-from cri.storage import read_json
+from cri.storage import read_json, verify
 from cri.studies.performance.baselines import kronfluence_scores, timed_generate
 from cri.studies.performance.config import PRESETS, PerformanceConfig
 from cri.studies.performance.parts import PARTS
@@ -174,12 +174,46 @@ def test_rows_of_other_parts_survive_and_a_part_measured_again_is_replaced(parts
 
 
 def test_a_failing_part_is_recorded_and_loses_nothing(parts, tmp_path, capsys):
-    folder = run(dataclasses.replace(MINIATURE, parts=("first", "broken", "second"), record=tmp_path))
+    with pytest.raises(CriError, match="parts: broken failed"):
+        run(dataclasses.replace(MINIATURE, parts=("first", "broken", "second"), record=tmp_path))
+    folder = tmp_path / "test"
     assert pd.read_csv(folder / "results.csv")["part"].tolist() == ["first", "broken", "second"]
     recorded = read_json(folder / "manifest.json")["parts"]
     assert recorded["broken"]["failed"] == "RuntimeError: no such kernel"
     assert not [part for part in ("first", "second") if "failed" in recorded[part]]
     assert "broken: failed" in capsys.readouterr().out
+
+
+def test_a_part_that_fails_leaves_what_was_measured_of_it_before(parts, tmp_path, monkeypatch):
+    folder = run(dataclasses.replace(MINIATURE, parts=("first",), record=tmp_path))
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    for broken in (PARTS["broken"], lambda config, device: iter([1 / 0])):
+        monkeypatch.setitem(PARTS, "first", broken)
+        with pytest.raises(CriError, match="parts: first failed"):
+            run(dataclasses.replace(MINIATURE, parts=("first",), size=13, record=tmp_path))
+        assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_a_part_that_fails_at_once_leaves_a_record_that_can_be_read(parts, tmp_path, monkeypatch):
+    monkeypatch.setitem(PARTS, "broken", lambda config, device: iter([1 / 0]))
+    with pytest.raises(CriError, match="parts: broken failed"):
+        run(dataclasses.replace(MINIATURE, parts=("broken",), record=tmp_path))
+    folder = run(dataclasses.replace(MINIATURE, parts=("first",), record=tmp_path))
+    verify(folder)
+    assert set(read_json(folder / "manifest.json")["parts"]) == {"broken", "first"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("size", "1"), ("paper-model", "bogus"), ("replicas", "0"), ("repeats", "-1"), ("attribution-cases", "0 4")],
+)
+def test_a_bad_value_is_one_line_before_anything_is_measured(parts, tmp_path, capsys, field, value):
+    arguments = ["test", f"--{field}", *value.split(), "--parts", "first", "--record", str(tmp_path / "record")]
+    with pytest.raises(SystemExit) as stop:
+        run_command(PerformanceConfig, run, "", arguments, PRESETS)
+    assert stop.value.code == 2
+    assert field.replace("-", "_") in capsys.readouterr().err.replace("-", "_")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_looks_inside_a_model_is_measured_on_cpu():

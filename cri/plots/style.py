@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cri.errors import CriError
+from cri.storage import atomic_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +104,8 @@ def new_axes(ax: Axes | None) -> Axes:
 
 
 def save_figure(fig: Figure, path: str | Path) -> list[Path]:
-    """Writes `path`.png (200 dpi) and `path`.pdf, without dates: the same figure gives the same bytes.
+    """Writes `path`.png (200 dpi) and `path`.pdf, each whole or not at all, without dates: the same figure gives the
+    same bytes.
 
     Args:
         path: file name without suffix; its folder is made.
@@ -112,10 +114,11 @@ def save_figure(fig: Figure, path: str | Path) -> list[Path]:
         The two files written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     png, pdf = path.with_name(path.name + ".png"), path.with_name(path.name + ".pdf")
-    fig.savefig(png, dpi=200, metadata={"Software": None})
-    fig.savefig(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    with atomic_path(png) as temporary:
+        fig.savefig(temporary, format="png", dpi=200, metadata={"Software": None})
+    with atomic_path(pdf) as temporary:
+        fig.savefig(temporary, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
     return [png, pdf]
 
 

@@ -16,21 +16,20 @@ from cri.attribution.methods import help_text, settings
 from cri.cli import run_command
 from cri.retraining import bank as retraining_bank
 from cri.studies.attribution_quality.config import NAME, PRESETS, AttributionQuality
-from cri.studies.common.records import code_hash, write_record
+from cri.studies.common.records import code_hash, recording
 
 
 def run(config: AttributionQuality) -> list[Path]:
     """Makes tables and figures, prints the scores, returns the figures' paths."""
-    from cri.storage import locked
     from cri.studies.attribution_quality.figures import draw
     from cri.studies.attribution_quality.tables import compute
 
     started = time.perf_counter()
     name = config.family.replace(":", "-")
-    source = retraining_bank.find_or_make(config, "subsets-", name) / name
     folder = config.record / (config.bank if config.family == PRESETS["cpu"].family else f"{config.bank}-{name}")
-    tables = compute(source, config)
-    with locked(folder):
+    with recording(folder, config.figures) as record:
+        source = retraining_bank.find_or_make(config, "subsets-", name) / name
+        tables = compute(source, config)
         facts = {
             "bank": config.bank,
             "family": config.family,
@@ -39,8 +38,7 @@ def run(config: AttributionQuality) -> list[Path]:
             "code": code_hash("attribution_quality/tables.py"),
             "seconds": round(time.perf_counter() - started, 1),
         }
-        write_record(folder, tables, facts)
-    figures = draw(folder, config.figures)
+        figures = record.write(tables, facts, draw)
     lds = tables["lds"]
     shown = lds[(lds["region"] == "all") | (lds["split"] == "random")]
     columns = [

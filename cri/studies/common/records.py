@@ -1,17 +1,33 @@
-"""What a study leaves behind: tables and a manifest that says what they rest on, written whole or not at all."""
+"""What a study leaves behind, wholly of one run or another: tables, a manifest that says what they rest on, figures.
+
+A record is made in a folder beside its place and put there in one step, under a lock that its process holds from the
+first training to the last figure. Figures lie elsewhere, so they are drawn into the record first, and handed out of it
+when it is in its place; should the process be killed just then, the next one hands them out.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from cri.errors import CriError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MANIFEST = "manifest.json"
+Draw = Callable[[Path, Path], list[Path]]
+"""Draws the figures of the tables in the first folder into the second; returns the files written."""
+_DRAWN = ".figures"
+"""The folder inside a record of figures that are not yet handed out."""
+_HANDING_OUT = "to.json"
 
 
 def code_hash(*names: str) -> str:
@@ -26,23 +42,157 @@ def code_hash(*names: str) -> str:
     return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def reusable(folder: Path, identity: Mapping[str, Any]) -> bool:
-    """Whether `folder` holds finished tables that rest on just this; raises `CorruptRunError` where one was altered."""
-    from cri.storage import is_complete, read_json, verify
+@contextlib.contextmanager
+def recording(folder: Path, figures: Path | None = None) -> Iterator[Record]:
+    """Holds the record in `folder`, and sees that it and the figures can be written before any work goes into them.
 
-    if not is_complete(folder):
-        return False
-    verify(folder)
-    return read_json(folder / MANIFEST)["identity"] == identity
+    Args:
+        folder: of the record. What it holds is replaced as a whole, so it must be empty or hold a record.
+        figures: folder of the figures, where the study draws any.
+
+    Raises `CriError` for a folder that cannot be written or that holds something else.
+    """
+    from cri.storage import locked, recover, require_writable
+
+    if folder.is_symlink():  # the link stays, what it leads to is replaced
+        folder = folder.resolve()
+    if folder.name in ("", ".."):
+        raise CriError(f"record: {folder} is no name for a record")
+    if figures is not None and (figures.resolve() == folder.resolve() or folder.resolve() in figures.resolve().parents):
+        raise CriError(f"figures: {figures} lies in the record's folder, which is replaced as a whole; name another")
+    require_writable("record", folder.parent)
+    if figures is not None:
+        require_writable("figures", figures)
+    with locked(folder, lock=folder.with_name(f".{folder.name}.lock")):
+        recover(folder)
+        _require_record(folder)
+        _hand_out(folder)
+        yield Record(folder, figures)
 
 
-def write_record(folder: Path, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, Any]) -> None:
-    """Writes each table as CSV and the manifest (`facts`, machine and versions), then marks the folder complete. The
-    caller holds its lock."""
-    from cri.storage import MARKER, mark_complete, provenance, write_json, write_text
+def _require_record(folder: Path) -> None:
+    """Raises `CriError` where `folder` holds files that are no record's, which would be lost."""
+    if folder.exists() and not folder.is_dir():
+        raise CriError(f"record: {folder} is not a folder")
+    names = [p.name for p in sorted(folder.iterdir()) if not p.name.startswith(".")] if folder.exists() else []
+    foreign = [name for name in names if not name.endswith((".csv", ".csv.gz", ".json"))]
+    if names and (foreign or MANIFEST not in names):
+        raise CriError(f"record: {folder} holds what is no record ({(foreign or names)[0]}); name another folder")
 
-    (folder / MARKER).unlink(missing_ok=True)
-    for name, table in tables.items():
-        write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.5g"))
-    write_json(folder / MANIFEST, {**facts, **provenance()})
-    mark_complete(folder, [MANIFEST, *(f"{name}.csv" for name in tables)])
+
+@dataclass(frozen=True)
+class Record:
+    """A record that this process holds (see `recording`).
+
+    Attributes:
+        folder: of tables and manifest.
+        figures: folder of the figures, None where there are none.
+    """
+
+    folder: Path
+    figures: Path | None
+
+    def reusable(self, identity: Mapping[str, Any]) -> bool:
+        """Whether the folder holds finished tables that rest on just this; raises `CorruptRunError` where one was
+        altered."""
+        from cri.storage import is_complete, read_json, verify
+
+        if not is_complete(self.folder):
+            return False
+        verify(self.folder)
+        return read_json(self.folder / MANIFEST)["identity"] == identity
+
+    def write(
+        self, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, Any], draw: Draw | None = None
+    ) -> list[Path]:
+        """Replaces the record: each table as CSV, the manifest (`facts`, machine and versions), and what `draw` makes
+        of these. Tables and figures of the former record that this one has not are removed. Returns the figures."""
+        from cri.storage import provenance, write_json, write_text
+
+        with self._made_beside() as new:
+            for name, table in tables.items():
+                write_text(new / f"{name}.csv", table.to_csv(index=False, float_format="%.5g"))
+            write_json(new / MANIFEST, {**facts, **provenance()})
+            return self._put(new, draw)
+
+    def redraw(self, draw: Draw) -> list[Path]:
+        """Draws the figures again from the tables that are there; returns them."""
+        from cri.storage import MARKER
+
+        with self._made_beside() as new:
+            for path in self.folder.iterdir():
+                if path.name != MARKER and not path.name.startswith("."):
+                    shutil.copy2(path, new)
+            return self._put(new, draw)
+
+    @contextlib.contextmanager
+    def _made_beside(self) -> Iterator[Path]:
+        """A folder of the record's name in a temporary one beside it, gone when the block ends."""
+        from cri.storage import temporary_path
+
+        outside = temporary_path(self.folder)
+        new = outside / self.folder.name
+        try:
+            new.mkdir(parents=True)
+            yield new
+        except OSError as error:
+            reason = error.strerror or error
+            raise CriError(f"record: cannot write {self.folder} ({reason}); what was recorded before stands") from error
+        finally:
+            shutil.rmtree(outside, ignore_errors=True)
+
+    def _put(self, new: Path, draw: Draw | None) -> list[Path]:
+        """Draws the figures of the tables in `new`, puts it in the record's place, hands the figures out."""
+        from cri.storage import file_sha256, mark_complete, read_json, swap_in, write_json
+
+        drawn = []
+        if draw is not None and self.figures is not None:
+            drawn = draw(new, new / _DRAWN)
+            checksums = {path.name: file_sha256(path) for path in drawn}
+            former = self.folder / MANIFEST
+            before = read_json(former).get("figures", {}) if former.exists() else {}
+            gone = {name: checksum for name, checksum in before.items() if name not in checksums}
+            write_json(new / _DRAWN / _HANDING_OUT, {"figures": str(self.figures.resolve()), "gone": gone})
+            write_json(new / MANIFEST, {**read_json(new / MANIFEST), "figures": checksums})
+        mark_complete(new, [path.name for path in sorted(new.iterdir()) if not path.name.startswith(".")])
+        swap_in(new, self.folder)
+        _hand_out(self.folder)
+        return [self.figures / path.name for path in drawn] if self.figures else []
+
+
+def _hand_out(folder: Path) -> None:
+    """Moves figures that were drawn into a record to where they belong, and removes those that it no longer has (if
+    nobody changed them since)."""
+    from cri.storage import file_sha256, read_json
+
+    drawn = folder / _DRAWN
+    if not (drawn / _HANDING_OUT).exists():
+        return
+    order = read_json(drawn / _HANDING_OUT)
+    figures = Path(order["figures"])
+    try:
+        figures.mkdir(parents=True, exist_ok=True)
+        for path in sorted(drawn.iterdir()):
+            if path.name != _HANDING_OUT:
+                _move(path, figures / path.name)
+        for name, checksum in order["gone"].items():
+            stale = figures / name
+            if stale.is_file() and not stale.is_symlink() and file_sha256(stale) == checksum:
+                stale.unlink()
+        shutil.rmtree(drawn)
+    except OSError as error:
+        raise CriError(
+            f"figures: cannot be written to {figures} ({error.strerror or error}); they wait in {drawn}"
+        ) from error
+
+
+def _move(source: Path, target: Path) -> None:
+    """`source` to `target` in one step, be it on another file system."""
+    from cri.storage import atomic_path, require_replaceable
+
+    require_replaceable(target, "figures")
+    try:
+        os.replace(source, target)
+    except OSError:
+        with atomic_path(target) as temporary:
+            shutil.copyfile(source, temporary)

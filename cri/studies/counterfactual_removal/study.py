@@ -14,21 +14,19 @@ from pathlib import Path
 from cri.cli import run_command
 from cri.retraining import bank as retraining_bank
 from cri.retraining import config as bank_config
-from cri.studies.common.records import code_hash, write_record
+from cri.studies.common.records import code_hash, recording
 from cri.studies.counterfactual_removal.config import NAME, PRESETS, CounterfactualRemoval
 
 
 def run(config: CounterfactualRemoval) -> list[Path]:
     """Makes tables and figures, prints the index and its calibration, returns the figures' paths."""
-    from cri.storage import locked
     from cri.studies.counterfactual_removal.figures import draw
     from cri.studies.counterfactual_removal.tables import compute
 
     started = time.perf_counter()
-    source = retraining_bank.find_or_make(config, bank_config.DESIGNED_REMOVALS)
-    folder = config.record / config.bank
-    tables = compute(source, config.n_boot)
-    with locked(folder):
+    with recording(config.record / config.bank, config.figures) as record:
+        source = retraining_bank.find_or_make(config, bank_config.DESIGNED_REMOVALS)
+        tables = compute(source, config.n_boot)
         facts = {
             "bank": config.bank,
             "models": bank_config.PRESETS[config.bank].shape,
@@ -37,8 +35,7 @@ def run(config: CounterfactualRemoval) -> list[Path]:
             "code": code_hash("counterfactual_removal/tables.py"),
             "seconds": round(time.perf_counter() - started, 1),
         }
-        write_record(folder, tables, facts)
-    figures = draw(folder, config.figures)
+        figures = record.write(tables, facts, draw)
     index = tables["index"]
     shown = index[index["target"] == "prediction"].drop(columns="target")
     numbers = {"index": False, "float_format": lambda x: f"{x:.2f}"}
@@ -47,7 +44,7 @@ def run(config: CounterfactualRemoval) -> list[Path]:
         print(f"\nRemoval index from random subsets\n{tables['dose_index'].to_string(**numbers)}")
     if "calibration" in tables:
         print(f"\nCalibration: patchwork against digit_table\n{tables['calibration'].to_string(**numbers)}")
-    print("\nTables", folder, "\nFigures", *figures, sep="\n  ")
+    print("\nTables", record.folder, "\nFigures", *figures, sep="\n  ")
     return figures
 
 

@@ -13,20 +13,18 @@ from pathlib import Path
 
 from cri.cli import run_command
 from cri.retraining import bank as retraining_bank
-from cri.studies.common.records import code_hash, write_record
+from cri.studies.common.records import code_hash, recording
 from cri.studies.leave_x_out.config import NAME, PLANS, PRESETS, LeaveXOut
 
 
 def run(config: LeaveXOut) -> list[Path]:
     """Makes tables and figures, prints accuracy by design, returns the figures' paths."""
-    from cri.storage import locked
     from cri.studies.leave_x_out.tables import compute, draw
 
     started = time.perf_counter()
-    source = retraining_bank.find_or_make(config, PLANS[0])
-    folder = config.record / config.bank
-    tables, axis_names = compute(source)
-    with locked(folder):
+    with recording(config.record / config.bank, config.figures) as record:
+        source = retraining_bank.find_or_make(config, PLANS[0])
+        tables, axis_names = compute(source)
         facts = {
             "bank": config.bank,
             "axis_names": axis_names,
@@ -34,11 +32,10 @@ def run(config: LeaveXOut) -> list[Path]:
             "code": code_hash("leave_x_out/tables.py"),
             "seconds": round(time.perf_counter() - started, 1),
         }
-        write_record(folder, tables, facts)
-    figures = draw(folder, config.figures)
+        figures = record.write(tables, facts, draw)
     shown = tables["summary"].to_string(index=False, float_format=lambda x: f"{x:.3f}")
     print(f"\nAccuracy on the held-out cases\n{shown}")
-    print("\nTables", folder, "\nFigures", *figures, sep="\n  ")
+    print("\nTables", record.folder, "\nFigures", *figures, sep="\n  ")
     return figures
 
 

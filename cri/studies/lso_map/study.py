@@ -17,40 +17,37 @@ def run(config: LsoMapConfig) -> Path:
     """Trains what is missing, records the tables, draws the figures; returns the folder of tables."""
     import pandas as pd
 
-    from cri.storage import provenance, read_json, write_json, write_text
+    from cri.storage import read_json
+    from cri.studies.common.records import recording
     from cri.studies.lso_map.tables import case_table, region_table, ring_table, run_row, square_table, step_table
     from cri.training.runs import load_predictions, train_runs
 
     configs = list(config.run_configs())
     if not configs:
         raise CriError("tasks, formats, tokenizers, models, splits, seeds: give at least one of each")
-    paths = train_runs(configs, config.runs, jobs=config.jobs, device=config.device)
-    rows, parts = [], []
-    for run_config, path in zip(configs, paths, strict=True):
-        key = {k: getattr(run_config, k) for k in KEYS} | {"seed": run_config.seed, "run": path.name}
-        table = load_predictions(path)
-        parts.append(table.assign(**key))
-        rows.append(run_row(table, read_json(path / "manifest.json")) | key)
-    runs, cases = pd.DataFrame(rows)[_RUN_COLUMNS], pd.concat(parts, ignore_index=True)
-    tables = {
-        "runs": runs,
-        "cases": case_table(cases, configs),
-        "rings": ring_table(cases, config.half_side, configs),
-        "regions": region_table(cases, configs),
-        "steps": step_table(cases, configs),
-        "square": square_table(cases),
-    }
-    folder = config.record / config.name
-    for name, table in tables.items():
-        if table.empty:  # no format of this map writes steps
-            continue
-        write_text(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.5g"))
-    shape = {"name": config.name, "size": config.size, "half_side": config.half_side}
-    write_json(folder / "manifest.json", {**shape, **provenance()})
+    with recording(config.record / config.name, config.figures) as record:
+        paths = train_runs(configs, config.runs, jobs=config.jobs, device=config.device)
+        rows, parts = [], []
+        for run_config, path in zip(configs, paths, strict=True):
+            key = {k: getattr(run_config, k) for k in KEYS} | {"seed": run_config.seed, "run": path.name}
+            table = load_predictions(path)
+            parts.append(table.assign(**key))
+            rows.append(run_row(table, read_json(path / "manifest.json")) | key)
+        runs, cases = pd.DataFrame(rows)[_RUN_COLUMNS], pd.concat(parts, ignore_index=True)
+        tables = {
+            "runs": runs,
+            "cases": case_table(cases, configs),
+            "rings": ring_table(cases, config.half_side, configs),
+            "regions": region_table(cases, configs),
+            "steps": step_table(cases, configs),
+            "square": square_table(cases),
+        }
+        shape = {"name": config.name, "size": config.size, "half_side": config.half_side}
+        # empty where no format of this map writes steps
+        figures = record.write({name: table for name, table in tables.items() if not table.empty}, shape, draw)
     print(runs.drop(columns=["run", "commit", "trained_on"]).to_string(index=False))
-    for figure in draw(folder, config.figures):
-        print(figure)
-    return folder
+    print(*figures, sep="\n")
+    return config.record / config.name
 
 
 _RUN_COLUMNS = [

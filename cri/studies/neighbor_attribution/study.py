@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cri.attribution.methods import help_text, settings
 from cri.cli import run_command
-from cri.studies.common.records import code_hash, reusable, write_record
+from cri.studies.common.records import code_hash, recording
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,18 +52,19 @@ def run(config: NeighborAttribution) -> list[Path]:
     """
     import pandas as pd
 
-    from cri.storage import locked
     from cri.studies.neighbor_attribution.figures import draw
     from cri.tasks import make_task
     from cri.training.runs import train_runs
 
     started = time.perf_counter()
     pairs = [[config.run_config(split, seed) for split in ("square", "random")] for seed in config.seeds]
-    paths = train_runs([c for pair in pairs for c in pair], config.runs, jobs=config.jobs, device=config.device)
     folder = config.record / config.name
-    with locked(folder):
+    with recording(folder, config.figures) as record:
+        paths = train_runs([c for pair in pairs for c in pair], config.runs, jobs=config.jobs, device=config.device)
         identity = _identity(config, paths)
-        if not reusable(folder, identity):
+        if record.reusable(identity):
+            figures = record.redraw(draw)
+        else:
             from cri.studies.neighbor_attribution.tables import compute
 
             task = make_task(config.task, **pairs[0][0].task_params)
@@ -74,8 +75,7 @@ def run(config: NeighborAttribution) -> list[Path]:
                 "axis_names": task.axis_names,
                 "seconds": round(time.perf_counter() - started, 1),
             }
-            write_record(folder, tables, facts)
-    figures = draw(folder, config.figures)
+            figures = record.write(tables, facts, draw)
     for name, title in (("accuracy", "Accuracy"), ("overall", "Verdict (association, not causation)")):
         print(f"\n{title}\n{pd.read_csv(folder / f'{name}.csv').to_string(index=False)}")
     if (folder / "causal.csv").exists():

@@ -5,6 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from cri.errors import out_of_range, unknown_name
+from cri.models.presets import PRESETS as MODELS
+
+_COUNTS = (
+    "nano_steps", "paper_steps", "one_by_one", "scratchpad_steps", "traces_one_by_one", "traces_batched",
+    "patching_pairs", "replicas", "replica_steps", "replicas_measured", "trace_steps", "trace_tokens", "trace_batch",
+    "trace_micro", "growth_steps", "repeats", "threads",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class PerformanceConfig:
@@ -51,6 +60,17 @@ class PerformanceConfig:
     threads: int = 1
     """Of each process on CPU, ours and the opponent's. Small models gain little from a second thread, and on a busy
     machine they lose much."""
+
+    def __post_init__(self) -> None:
+        if self.size < 8:
+            raise out_of_range("size", self.size, "at least 8, so that a square can be held out")
+        if self.paper_model not in MODELS:
+            raise unknown_name("paper_model", self.paper_model, MODELS)
+        for field in _COUNTS:
+            if getattr(self, field) < 1:
+                raise out_of_range(field, getattr(self, field), "at least 1")
+        if min(self.attribution_cases) < 1:
+            raise out_of_range("attribution_cases", self.attribution_cases, "at least 1 and 1")
 
 
 PRESETS = {

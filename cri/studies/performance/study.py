@@ -16,19 +16,21 @@ from typing import Any
 
 from cri.cli import run_command
 from cri.errors import CriError, unknown_name
-from cri.storage import provenance, read_json, write_json, write_text
+from cri.storage import provenance, read_json
+from cri.studies.common.records import MANIFEST, Record, recording
 from cri.studies.performance.config import PRESETS, PerformanceConfig
 
 
 def run(config: PerformanceConfig) -> Path:
-    """Measures each part and writes `results.csv` and `manifest.json` below the record after each row; rows of parts
-    measured before and not asked for now stay."""
-    import pandas as pd
+    """Measures each part and records `results.csv` after each row. What was measured before stays: rows of parts that
+    are not asked for now, and those of a part until it is measured again to its end.
+
+    Raises `CriError` when all is done if a part failed.
+    """
     import torch
     from transformers.utils import logging
 
     from cri.studies.performance.parts import PARTS
-    from cri.studies.performance.rows import clear
     from cri.training.setup import resolve_device
 
     for part in config.parts:
@@ -41,41 +43,62 @@ def run(config: PerformanceConfig) -> Path:
     if device == "cpu":
         torch.set_num_threads(config.threads)
     logging.set_verbosity_error()
-    folder = config.record / config.name
-    table, manifest = folder / "results.csv", folder / "manifest.json"
-    parts: dict[str, Any] = read_json(manifest)["parts"] if manifest.exists() else {}
-    rows: list[dict[str, Any]] = pd.read_csv(table).to_dict("records") if table.exists() else []
     here = {
         **provenance(),
         # where the part was measured: provenance names the machine's GPU whether it is used or not
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "CPU",
         "threads": torch.get_num_threads(),
     }
+    with recording(config.record / config.name) as record:
+        failed = [part for part in config.parts if not _measure(part, config, device, record, here)]
+        if failed:
+            raise CriError(f"parts: {', '.join(failed)} failed; see above and {record.folder / MANIFEST}")
+    print(record.folder)
+    return record.folder
 
-    def record() -> None:
-        write_text(table, pd.DataFrame.from_records(rows).to_csv(index=False, float_format="%.5g"))
-        write_json(manifest, {"parts": parts})
 
-    for part in config.parts:
-        started = time.perf_counter()
-        rows = [row for row in rows if row["part"] != part]
-        parts[part] = dict(here)
-        try:
-            for row in PARTS[part](config, device):
-                rows.append({"part": part, **row})
-                ratio = f"  {row['ratio']:.1f}x {row['opponent']}" if "ratio" in row else ""
-                ours = row.get("ours_s", math.nan)
-                print(f"{part}: {row['work']}: {ours:.4g} s{ratio}  {row.get('note', '')}", flush=True)
-                record()
-        except Exception as error:  # a part that cannot run here must not lose the others
-            parts[part]["failed"] = f"{type(error).__name__}: {error}"
-            print(f"{part}: failed: {parts[part]['failed']}", flush=True)
-            traceback.print_exc()
-        parts[part]["seconds"] = round(time.perf_counter() - started, 1)
-        record()
+def _measure(part: str, config: PerformanceConfig, device: str, record: Record, here: dict[str, Any]) -> bool:
+    """Measures one part and records it; whether it got to its end."""
+    import pandas as pd
+
+    from cri.studies.performance.parts import PARTS
+    from cri.studies.performance.rows import clear
+
+    table, manifest = record.folder / "results.csv", record.folder / MANIFEST
+    earlier: list[dict[str, Any]] = pd.read_csv(table).to_dict("records") if table.exists() else []
+    parts: dict[str, Any] = read_json(manifest)["parts"] if manifest.exists() else {}
+    others = [row for row in earlier if row["part"] != part]
+    stands = len(others) < len(earlier)  # rows of this part, which nothing short of all its new ones replaces
+    rows: list[dict[str, Any]] = []
+    started = time.perf_counter()
+
+    def write(**facts: Any) -> None:
+        fact = {**here, **facts, "seconds": round(time.perf_counter() - started, 1)}
+        tables = {"results": pd.DataFrame.from_records(others + rows)} if others + rows else {}
+        record.write(tables, {"parts": {**parts, part: fact}})
+
+    try:
+        for row in PARTS[part](config, device):
+            rows.append({"part": part, **row})
+            ratio = f"  {row['ratio']:.1f}x {row['opponent']}" if "ratio" in row else ""
+            ours = row.get("ours_s", math.nan)
+            print(f"{part}: {row['work']}: {ours:.4g} s{ratio}  {row.get('note', '')}", flush=True)
+            if not stands:
+                write()
+        write()
+    except CriError as error:
+        failure = str(error)
+    except Exception as error:  # a part that cannot run here must not lose the others
+        traceback.print_exc()
+        failure = f"{type(error).__name__}: {error}"
+    else:
+        return True
+    finally:
         clear(device)
-    print(folder)
-    return folder
+    print(f"{part}: failed: {failure}", flush=True)
+    if not stands:
+        write(failed=failure)
+    return False
 
 
 def main() -> None:

@@ -6,26 +6,43 @@ The table this leaves is where the recipes of `cri.training.recipes` come from, 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cri.cli import run_command
+from cri.errors import CriError
+from cri.studies.common.records import recording
 from cri.studies.recipe_search.config import PRESETS, RecipeSearch
 from cri.tasks import make_task
 from cri.training.recipes import recipe
 
-
-def run(config: RecipeSearch) -> Path:
-    """Trains the grid, writes and prints the table; returns its path."""
+if TYPE_CHECKING:
     import pandas as pd
 
+
+def run(config: RecipeSearch) -> Path:
+    """Trains the grid, prints what each bank says when it is trained, records the table of all; returns its folder.
+
+    An interrupted search goes on where it was: its banks are kept among the runs."""
+    import pandas as pd
+
+    with recording(config.record / config.name) as record:
+        tables = list(_bank_tables(config))
+        if not tables:
+            raise CriError("tasks, formats, tokenizers, steps, batch_sizes: give at least one of each")
+        record.write({"results": pd.concat(tables, ignore_index=True)}, {"banks": len(tables)})
+    print(record.folder)
+    return record.folder
+
+
+def _bank_tables(config: RecipeSearch) -> Iterator[pd.DataFrame]:
+    """One table a bank: a row for each of its runs."""
     from cri.data.splits import make_split
     from cri.ensembles.bank import load_bank
     from cri.ensembles.engine import Replica
     from cri.ensembles.train import train_replicas
-    from cri.storage import provenance, write_json, write_text
 
-    path = config.record / f"{config.name}.csv"
-    tables = []
     for task_name, fmt, tokenizer, steps, batch_size in itertools.product(
         config.tasks, config.formats, config.tokenizers, config.steps, config.batch_sizes
     ):
@@ -43,16 +60,11 @@ def run(config: RecipeSearch) -> Path:
         ]
         bank = load_bank(train_replicas(base, replicas, config.runs, device=config.device))
         key = {"task": task_name, "format": fmt, "tokenizer": tokenizer, "steps": steps, "batch_size": batch_size}
-        tables.append(bank.table.assign(**key))
-        # after each bank, so that an interrupted search has said what it knows
         columns = [*key, "split", "lr", "weight_decay", "seed", "loss", "train_acc", "test_acc"]
-        table = pd.concat(tables, ignore_index=True)[columns]
-        write_text(path, table.to_csv(index=False, float_format="%.5g"))
-        best = tables[-1].sort_values("test_acc", ascending=False).groupby("split", sort=False).head(3)
-        print(best[columns].to_string(index=False), flush=True)
-    write_json(path.with_suffix(".json"), provenance())
-    print(path)
-    return path
+        table = bank.table.assign(**key)[columns]
+        best = table.sort_values("test_acc", ascending=False).groupby("split", sort=False).head(3)
+        print(best.to_string(index=False), flush=True)
+        yield table
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from cri.cli import run_command
 from cri.config import RunConfig
 from cri.errors import CriError, unknown_name
-from cri.studies.common.records import MANIFEST, code_hash, reusable, write_record
+from cri.studies.common.records import MANIFEST, code_hash, recording
 from cri.studies.rule_steps.config import CONTROL, FORMATS, NAME, PRESETS, RuleSteps, Subject
 
 
@@ -89,26 +89,27 @@ def run(config: RuleSteps) -> list[Path]:
     """
     import pandas as pd
 
-    from cri.storage import locked, read_json, verify
+    from cri.storage import read_json, verify
     from cri.studies.rule_steps.figures import draw
 
     started = time.perf_counter()
-    paths, controls = _train(config)
-    for path in [*paths, *controls]:
-        verify(path)
-    configs = [[RunConfig.from_dict(read_json(p / "config.json")) for p in group] for group in (paths, controls)]
-    check_formats(*configs)
-    removal = removal_tables(config.removal, configs[0])
-    with locked(config.out):
+    with recording(config.out, config.figures) as record:
+        paths, controls = _train(config)
+        for path in [*paths, *controls]:
+            verify(path)
+        configs = [[RunConfig.from_dict(read_json(p / "config.json")) for p in group] for group in (paths, controls)]
+        check_formats(*configs)
+        removal = removal_tables(config.removal, configs[0])
         identity = _identity(config, [*paths, *controls], removal)
-        if not reusable(config.out, identity):
+        if record.reusable(identity):
+            figures = record.redraw(draw)
+        else:
             from cri.studies.rule_steps.tables import compute
 
             tables, facts = compute(paths, controls, removal, config)
             manifest = {"identity": identity, **facts, "seconds": round(time.perf_counter() - started, 1)}
-            write_record(config.out, tables, manifest)
+            figures = record.write(tables, manifest, draw)
     facts = read_json(config.out / MANIFEST)
-    figures = draw(config.out, config.figures)
     for name, title in (("follow", "Edits followed"), ("iia", "Interchange interventions"), ("verdict", "Verdict"),
                         ("agreement_rates", "Agreement with the behavioural map and the removal index")):  # fmt: skip
         if (config.out / f"{name}.csv").exists():

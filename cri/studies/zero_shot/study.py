@@ -11,12 +11,21 @@ from pathlib import Path
 
 from cri.cli import run_command
 from cri.config import RunConfig
-from cri.storage import provenance, write_json, write_text
+from cri.errors import CriError
+from cri.studies.common.records import Record, recording
 from cri.studies.zero_shot.config import PRESETS, ZeroShotConfig
 
 
 def run(config: ZeroShotConfig) -> Path:
-    """Writes `results.csv` (one row a task), `answers.csv` (one row a case), `number_tokens.csv` and a manifest."""
+    """Records `results.csv` (one row a task), `answers.csv` (one row a case) and `number_tokens.csv`; returns their
+    folder."""
+    with recording(config.record / Path(config.model).name) as record:
+        _ask(config, record)
+    return record.folder
+
+
+def _ask(config: ZeroShotConfig, record: Record) -> None:
+    """Asks the model, records and prints what it says."""
     import numpy as np
     import pandas as pd
 
@@ -53,18 +62,19 @@ def run(config: ZeroShotConfig) -> Path:
         answers.append(table)
         shares = {"exact": table["exact"].mean(), "numbers_right": table["numbers_right"].mean()}
         results.append({"task": task_name, "n": n, **shares})
-    folder = config.record / Path(config.model).name
-    assert tokenizer is not None
+    if tokenizer is None:
+        raise CriError("tasks: give at least one")
     counts = pd.Series(number_tokens(tokenizer, range(config.max_number + 1)), name="tokens")
     by_digits = counts.groupby([len(str(n)) for n in counts.index]).agg(["min", "mean", "max"])
-    write_text(folder / "results.csv", pd.DataFrame.from_records(results).to_csv(index=False, float_format="%.4g"))
-    write_text(folder / "answers.csv", pd.concat(answers).to_csv(index=False))
-    write_text(folder / "number_tokens.csv", by_digits.rename_axis("digits").to_csv(float_format="%.4g"))
-    write_json(folder / "manifest.json", {"model": config.model, "n_cases": config.n_cases, **provenance()})
-    print(pd.DataFrame.from_records(results).to_string(index=False))
-    print(by_digits.rename_axis("digits").to_string())
-    print(folder)
-    return folder
+    tables = {
+        "results": pd.DataFrame.from_records(results),
+        "answers": pd.concat(answers),
+        "number_tokens": by_digits.rename_axis("digits").reset_index(),
+    }
+    record.write(tables, {"model": config.model, "n_cases": config.n_cases})
+    for name in ("results", "number_tokens"):
+        print(tables[name].to_string(index=False))
+    print(record.folder)
 
 
 def numbers_agree(completion: str, answer: str) -> bool:
