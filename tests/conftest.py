@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import warnings
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -30,7 +29,6 @@ import torch
 
 from cri.config import RunConfig, TrainConfig
 
-warnings.filterwarnings("ignore", category=DeprecationWarning)
 torch.set_num_threads(1)
 
 TINY = RunConfig(

@@ -68,7 +68,7 @@ def test_chat_export(tmp_path: Path):
     rows = load(out)
     assert len(rows) == 9559
     assert {tuple(row) for row in rows} == {("messages",)}
-    ids = list(csv.DictReader((tmp_path / "chat.jsonl.ids.csv").open()))
+    ids = list(csv.DictReader((tmp_path / "chat.jsonl.ids.csv").read_text().splitlines()))
     assert [int(row["line"]) for row in ids] == list(range(1, len(rows) + 1))
     assert {row["part"] for row in ids} == {"train"}
     a, b = make_task("addition").operands[int(ids[700]["id"])]

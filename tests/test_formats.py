@@ -308,7 +308,7 @@ def test_step_coverage_of_addition(half_side: int, n_unseen: int):
     split = make_split(task, "square", half_side=half_side)
     table = step_coverage(task, split)
     assert (table.loc[split.test, "n_unseen"] > 0).sum() == n_unseen
-    assert (table.index == range(task.n_cases)).all()
+    assert table.index.tolist() == list(range(task.n_cases))
 
 
 def test_step_coverage_by_column_of_addition():

@@ -566,6 +566,18 @@ def test_components_of_a_rotary_model():
     assert "pos_embed" not in set(table["component"])
 
 
+@pytest.mark.parametrize("n_cases", [300, 12])
+def test_a_probe_solves_the_normal_equations(n_cases):
+    rng = np.random.default_rng(1)
+    x, labels = rng.normal(3, rng.exponential(size=20), size=(n_cases, 20)), rng.integers(0, 4, n_cases)
+    probe = iv.fit_probe(x, labels, ridge=0.01)
+    centred, targets = x - x.mean(0), (labels[:, None] == probe.classes) * 1.0
+    covariance = centred.T @ centred / n_cases
+    left = covariance + 0.01 * np.diag(covariance).mean() * np.eye(20)
+    np.testing.assert_allclose(left @ probe.weight, centred.T @ targets / n_cases, atol=1e-10)
+    np.testing.assert_allclose(x.mean(0) @ probe.weight + probe.bias, targets.mean(0))
+
+
 def test_a_probe_finds_what_is_there_and_no_control():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 600)

@@ -385,7 +385,11 @@ def test_two_processes_train_as_one(tmp_path):
     for command, out in (([sys.executable], "one"), ([sys.executable, "-m", *launch], "two")):
         subprocess.run([*command, *arguments, str(tmp_path / out)], env=environment, check=True, capture_output=True)
     one, two = (
-        [json.loads(line) for path in (tmp_path / out).glob("*/metrics.jsonl") for line in path.open()]
+        [
+            json.loads(line)
+            for path in (tmp_path / out).glob("*/metrics.jsonl")
+            for line in path.read_text().splitlines()
+        ]
         for out in ("one", "two")
     )
     assert len(one) == len(two) > 3

@@ -28,7 +28,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from cri.attribution.gradients import gradient_coverage
 from cri.attribution.outputs import Output, log_likelihood

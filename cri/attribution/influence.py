@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from cri.attribution.damping import DAMPING
 from cri.attribution.ekfac import EKFAC, fisher_gradients

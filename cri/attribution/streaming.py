@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from cri.attribution.outputs import Output
 from cri.attribution.per_example import Block, Part, capture, inner, materialise, parts, squared_norms

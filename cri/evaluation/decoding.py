@@ -171,7 +171,7 @@ def _decode_batch(
             positions = torch.arange(inputs.shape[1], device=prompt.device) + (start + i - inputs.shape[1])
             logits = model(
                 input_ids=inputs,
-                past_key_values=cache,
+                cache=cache,
                 position_ids=positions[None].expand(len(inputs), -1),
                 use_cache=True,
                 logits_to_keep=1,

@@ -190,7 +190,7 @@ class _Engine:
                 delta = delta @ basis.to(delta) @ basis.to(delta).T
             self.patch[site] = self._after(site, base[site] + delta)
         self.cache: Any = DynamicCache(config=self.config)
-        model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        model(input_ids=ids, cache=self.cache, use_cache=True, logits_to_keep=1)
 
     def base_logits(self) -> Float[Tensor, "pair window vocab"]:
         return self._head(self._window(self.post))
@@ -267,7 +267,7 @@ class _Engine:
             length, fed = kept.keys.shape[2], resid.shape[1]
             where = torch.tensor([[p, *range(length - fed + 1, length)]], device=resid.device)
             options = {"position_ids": where, "position_embeddings": self.body.rotary_emb(resid, where)}
-        out = self.layers[layer](resid, past_key_values=cache, use_cache=True, attention_mask=None, **options)
+        out = self.layers[layer](resid, cache=cache, use_cache=True, attention_mask=None, **options)
         return out[0] if isinstance(out, tuple) else out
 
 

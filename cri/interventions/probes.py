@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from cri.data.case_ids import check_case_ids
@@ -66,14 +67,13 @@ def fit_probe(
         raise CriError("probe: all labels are the same")
     x = np.asarray(x, dtype=np.float64)
     targets = np.eye(len(classes))[index]
-    mean_x, mean_y = x.mean(0), targets.mean(0)
-    centred = x - mean_x
-    gram = centred.T @ centred / len(x)
-    penalty = max(ridge * np.trace(gram) / len(gram), 1e-12)  # activations that do not vary stay solvable
-    weight = np.linalg.solve(gram + penalty * np.eye(len(gram)), centred.T @ (targets - mean_y) / len(x))
-    means = np.stack([centred[index == i].mean(0) for i in range(len(classes))], axis=1)
+    penalty = max(ridge * x.var(axis=0).mean(), 1e-12)  # activations that do not vary stay solvable
+    # scikit-learn's objective sums over cases, and its penalty with it
+    fitted = Ridge(alpha=penalty * len(x), solver="cholesky").fit(x, targets)
+    weight = np.ascontiguousarray(fitted.coef_.T)
+    means = np.stack([x[index == i].mean(0) for i in range(len(classes))], axis=1)
     rank = min(max_rank, len(classes) - 1)
-    return Probe(weight, mean_y - mean_x @ weight, classes, _span(weight, rank), _span(means, rank))
+    return Probe(weight, fitted.intercept_, classes, _span(weight, rank), _span(means, rank))
 
 
 def _span(columns: Float[np.ndarray, "d class"], rank: int) -> Float[np.ndarray, "d k"]:

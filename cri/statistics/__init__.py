@@ -9,7 +9,6 @@ from cri.statistics.agreement import agreement
 from cri.statistics.enrichment import TopK, enrichment, matched, neighbor_distance, top_k, vote
 from cri.statistics.intervals import (
     Interval,
-    auc,
     bootstrap_ratio,
     estimate,
     grid_blocks,
@@ -28,7 +27,6 @@ __all__ = [
     "Interval",
     "TopK",
     "agreement",
-    "auc",
     "bootstrap_ratio",
     "by_answer",
     "decide",

@@ -209,15 +209,6 @@ def ring_accuracy(
     return out.drop(columns="n_blocks")
 
 
-def auc(positive: Num[np.ndarray, " positive"], negative: Num[np.ndarray, " negative"]) -> float:
-    """P(positive > negative) + ½ P(positive = negative) over all pairs; NaN without pairs."""
-    if len(positive) == 0 or len(negative) == 0:
-        return np.nan
-    ordered = np.sort(negative)
-    below = np.searchsorted(ordered, positive, "left") + np.searchsorted(ordered, positive, "right")
-    return float(below.mean() / (2 * len(negative)))
-
-
 def stratified_auc(
     score: Num[np.ndarray, " case"],
     positive: Bool[np.ndarray, " case"],

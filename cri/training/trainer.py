@@ -126,8 +126,7 @@ class Trainer:
         self.device = torch.device(device)
         self.model = model.to(self.device).train()  # pyright: ignore[reportArgumentType]
         if config.gradient_checkpointing:
-            # transformers renames the method in v6
-            (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)()
+            model.activation_checkpointing_enable()
             self.model.enable_input_require_grads()  # else adapters behind a frozen embedding see no gradient
         self.lengths = tokens.lengths.numpy()
         self.order = batch_order(

@@ -66,8 +66,8 @@ def _maps(tables: dict[str, pd.DataFrame], manifest: dict[str, Any]) -> Any:
                 window=_WINDOW, colorbar=False,
             )  # fmt: skip
             named = f"{find(method).label}{', last layer' if method == 'cosine' else ''}\n" if i == 0 else ""
-            best = maps.loc[maps[f"{name}|top"].astype(bool), ["row", "col"]]
-            n_out = int(((best - cell).abs().max(axis=1) > _WINDOW).sum())
+            best = maps.loc[maps[f"{name}|top"].astype(bool), ["row", "col"]].to_numpy()
+            n_out = int((np.abs(best - cell).max(axis=1) > _WINDOW).sum())
             beyond = f", {n_out} outside" if n_out else ""
             scale = float(f"{ax.images[0].get_clim()[1]:.2g}")
             ax.set_title(f"{named}scale ±{scale:g}{beyond}")

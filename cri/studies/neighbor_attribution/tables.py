@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -225,12 +226,22 @@ def embedding(run: Run, name: str, square_test: np.ndarray, seed: int) -> pd.Dat
     # exact neighbours, and without the seconds that umap's own search takes to compile
     ids, scores = nearest(vectors, vectors, min(15, len(vectors)), "euclidean")
     threads = torch.get_num_threads()
+    xy = np.empty(0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="precomputed_knn")  # only says that new cases cannot be added
-        reducer = umap.UMAP(
-            n_neighbors=ids.shape[1], n_epochs=200, random_state=seed, n_jobs=1, precomputed_knn=(ids, -scores)
-        )
-        xy = np.asarray(reducer.fit_transform(vectors))
+        warnings.filterwarnings("error", message="Spectral initialisation failed")
+        for init in ("spectral", "pca"):  # the second where the eigenvalues of the first lie too close together
+            reducer = umap.UMAP(
+                n_neighbors=ids.shape[1],
+                n_epochs=200,
+                init=init,
+                random_state=seed,
+                n_jobs=1,
+                precomputed_knn=(ids, -scores),
+            )
+            with contextlib.suppress(UserWarning):
+                xy = np.asarray(reducer.fit_transform(vectors))
+                break
     torch.set_num_threads(threads)  # numba has set its own number for the whole process: what is trained later differs
     mark = np.full(len(vectors), "", dtype=object)
     shown = square_test[~run.split.train[square_test]]

@@ -171,7 +171,7 @@ def hf_trainer_seconds(
             bf16=cuda,
             use_cpu=not cuda,
             optim="adamw_torch_fused",
-            gradient_checkpointing=config.gradient_checkpointing,
+            activation_checkpointing=config.gradient_checkpointing,
             torch_compile=compiled,
             dataloader_num_workers=4 if cuda else 0,
             dataloader_pin_memory=cuda,
