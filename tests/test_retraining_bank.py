@@ -15,7 +15,7 @@ from cri.attribution.methods import METHODS, NO_MODEL, Method
 from cri.attribution.outputs import log_likelihood
 from cri.config import RunConfig, TrainConfig
 from cri.data.case_relations import grid_distance, mirror_images, shared_steps
-from cri.data.held_out import DESIGNS, leave_out, mirror_designs
+from cri.data.held_out import DESIGNS, PLACES, diagonal_square, leave_out, mirror_designs
 from cri.data.splits import Split, square
 from cri.data.step_coverage import step_coverage
 from cri.ensembles.bank import load_bank
@@ -118,11 +118,16 @@ def test_leave_out_designs_are_of_the_squares_size_and_hold_out_what_they_say(na
     assert (leave_out(task, "random", 81, seed=1) != held["random"]).any()
 
 
-def test_mirror_designs_differ_in_their_mirror_images():
+@pytest.mark.parametrize("place", PLACES)
+def test_mirror_designs_differ_in_their_mirror_images(place):
     task = make_task("addition", size=40)
     image = mirror_images(task)
     assert task.operands[image[task.operands.index((7, 21))]] == (21, 7)
-    held = mirror_designs(task, 81)
+    held = mirror_designs(task, 81, place)
+    own = diagonal_square(task, 81, place)
+    assert own.sum() == 81
+    assert own[image[own & (image >= 0)]].all()  # it contains its own images
+    assert task.values[own].mean() == task.values[held["apart"]].mean()
     share = {design: (~mask[image[mask]]).mean() for design, mask in held.items()}
     assert share == {"apart": 1, "mirrored": 0, "one_sided": 1}
     assert held["apart"].sum() == 81
@@ -132,6 +137,8 @@ def test_mirror_designs_differ_in_their_mirror_images():
     assert (mirror_images(make_task("linear_regression", size=12)) == -1).all()
     with pytest.raises(CriError, match="one side of the diagonal"):
         mirror_designs(make_task("addition", size=12), 49)
+    with pytest.raises(CriError, match="place"):
+        mirror_designs(task, 81, 3)
 
 
 def test_mirror_designs_are_trained_with_every_seed():
@@ -142,6 +149,16 @@ def test_mirror_designs_are_trained_with_every_seed():
         (seed, design) for seed in (0, 3) for design in ("apart", "mirrored", "one_sided")
     ]
     assert [int((~r.train).sum()) for r in replicas] == [r.note["n_held_out"] for r in replicas] == 2 * [9, 18, 18]
+
+
+def test_a_plan_of_a_place_trains_two_designs_with_one_seed():
+    options = bank_config.PRESETS["test"]
+    family = bank_plans.make_family("addition:direct:number", options)
+    for plan, designs in (("image-2-7", ("mirrored", "one_sided")), ("diagonal-1-0", ("diagonal", "apart"))):
+        replicas = list(bank_plans.PLANS[plan](family, options, None))  # pyright: ignore[reportArgumentType]
+        assert tuple(r.note["design"] for r in replicas) == designs
+        assert {(r.note["place"], r.seed) for r in replicas} == {(int(plan.split("-")[1]), int(plan.split("-")[2]))}
+    assert "image-2-8" not in bank_plans.PLANS
 
 
 def test_leave_out_refuses_bad_designs():

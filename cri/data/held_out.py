@@ -118,7 +118,7 @@ DESIGNS: dict[str, Callable[[Task, int, np.random.Generator], Held]] = {
 }
 
 
-def mirror_designs(task: Task, n: int) -> dict[str, Held]:
+def mirror_designs(task: Task, n: int, place: int = 1) -> dict[str, Held]:
     """Squares of `n` cases held out away from the diagonal, all at one distance from it, which differ in whether the
     mirror images of their cases (the operands exchanged) are trained.
 
@@ -127,8 +127,31 @@ def mirror_designs(task: Task, n: int) -> dict[str, Held]:
     - `one_sided`: the square and another one side by side: as many cases, farther from what is trained, but all their
       images are.
 
-    Raises `CriError` for an `n` that is not an odd number squared, or too large for the grid.
+    Place 1 is midway between the diagonal and the grid's corner, on the middle sum; place 2 next to the diagonal, on
+    larger sums. Raises `CriError` for an `n` that is not an odd number squared, or too large for the grid, and for
+    another place.
     """
+    side, (row, col), away = _beside_the_diagonal(task, n, place)
+    one = _block(task, row - away, col + away, n)
+    return {
+        "apart": one,
+        "mirrored": one | _block(task, row + away, col - away, n),
+        "one_sided": one | _block(task, row - away - side, col + away, n),
+    }
+
+
+def diagonal_square(task: Task, n: int, place: int = 1) -> Held:
+    """The square of `n` cases on the diagonal that has the sums of `mirror_designs` at this place: it contains its own
+    mirror images."""
+    _, (row, col), _ = _beside_the_diagonal(task, n, place)
+    return _block(task, row, col, n)
+
+
+PLACES = (1, 2)
+
+
+def _beside_the_diagonal(task: Task, n: int, place: int) -> tuple[int, tuple[int, int], int]:
+    """Side of the squares, the place's point on the diagonal, and the squares' distance from it along either axis."""
     side = _side(n)
     low, high = task.coords.min(axis=0), task.coords.max(axis=0)
     row, col = ((low + high + 1) // 2).tolist()
@@ -136,20 +159,19 @@ def mirror_designs(task: Task, n: int) -> dict[str, Held]:
     most = min(row - int(low[0]), int(high[1]) - col) - side // 2 - side
     if most < least:
         raise out_of_range("n", n, "small enough for two squares on one side of the diagonal")
-    away = (least + most) // 2
+    if place not in PLACES:
+        raise out_of_range("place", place, f"one of {PLACES}")
+    if place == 1:
+        return side, (row, col), (least + most) // 2
+    further = (int(high[1]) - col - least - side // 2) // 2
+    return side, (row + further, col + further), least
 
-    def block(row: int, col: int) -> Held:
-        held = in_square(task, (row, col), side // 2)
-        if held.sum() != n:
-            raise CriError(f"task: {task.name} has no whole square of {n} cases at {(row, col)}")
-        return held
 
-    one = block(row - away, col + away)
-    return {
-        "apart": one,
-        "mirrored": one | block(row + away, col - away),
-        "one_sided": one | block(row - away - side, col + away),
-    }
+def _block(task: Task, row: int, col: int, n: int) -> Held:
+    held = in_square(task, (row, col), math.isqrt(n) // 2)
+    if held.sum() != n:
+        raise CriError(f"task: {task.name} has no whole square of {n} cases at {(row, col)}")
+    return held
 
 
 def leave_out(task: Task, design: str, n: int, seed: int) -> Bool[np.ndarray, " case"]:

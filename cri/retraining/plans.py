@@ -7,9 +7,11 @@ batches smaller by as much: in as many steps it sees each case as often.
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from cri.attribution.questions import Question
 from cri.config import RunConfig
 from cri.data.case_groups import labels
 from cri.data.case_ids import check_case_ids
-from cri.data.held_out import DESIGNS, leave_out, mirror_designs
+from cri.data.held_out import DESIGNS, PLACES, diagonal_square, leave_out, mirror_designs
 from cri.data.splits import depth, in_square, random
 from cri.data.token_table import TokenTable
 from cri.ensembles.engine import Replica
@@ -228,6 +230,21 @@ def leave_outs_mirror(family: Family, options: RetrainingBank) -> Iterator[Repli
             yield Replica(seed, ~held, note=note)
 
 
+def at_place(
+    family: Family, options: RetrainingBank, record: Retrainings, *, kind: str, place: int, seed: int
+) -> Iterator[Replica]:
+    """One seed of two designs of one size at a place: `image`, a square off the diagonal with its mirror image or with
+    a neighbour instead; `diagonal`, a square on the diagonal or off it. A plan each, as seeds are what a claim rests
+    on: those that are trained can be read."""
+    n = (2 * options.half_side + 1) ** 2
+    held_out = mirror_designs(family.task, n, place)
+    held_out["diagonal"] = diagonal_square(family.task, n, place)
+    for design in {"image": ("mirrored", "one_sided"), "diagonal": ("diagonal", "apart")}[kind]:
+        held = held_out[design]
+        note = {"design": design, "place": place, "n_held_out": int(held.sum())}
+        yield Replica(seed, ~held, note={**note, EXPLAINS: _name("square", options.seeds[0])})
+
+
 def sliding(family: Family, options: RetrainingBank) -> Iterator[Replica]:
     """The held-out square at every place of a grid of centres where it fits."""
     task, half_side = family.task, options.half_side
@@ -274,6 +291,9 @@ def top_k(family: Family, options: RetrainingBank, record: Retrainings) -> Itera
 
 TOP_K_METHODS = ("EK-FAC", "GradCos", "same_answer", "nearest_operands")
 
+N_PLACE_SEEDS = 8
+
+
 Builder = Callable[[Family, "RetrainingBank", Retrainings], Iterator[Replica]]
 
 PLANS: dict[str, Builder] = {
@@ -287,6 +307,10 @@ PLANS: dict[str, Builder] = {
     "leave-out-mirror": lambda family, options, record: leave_outs_mirror(family, options),
     "sliding": lambda family, options, record: sliding(family, options),
     "top-k": top_k,
+    **{
+        f"{kind}-{place}-{seed}": partial(at_place, kind=kind, place=place, seed=seed)
+        for kind, place, seed in itertools.product(("image", "diagonal"), PLACES, range(N_PLACE_SEEDS))
+    },
 }
 """What can be trained of a family, given the record of its base models."""
 BASE = "base"
