@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from scipy import sparse
 
-from cri.data.case_relations import Pairs, TestIds, TrainIds, grid_distance, same_answer
+from cri.data.case_relations import Pairs, TestIds, TrainIds, grid_distance, mirror_images, same_answer
+from cri.data.memberships import token_distance
 from cri.errors import CriError
 from cri.tasks import Task
 
@@ -39,6 +40,39 @@ def same_answer_by_distance(
     if (distance == 0).any():
         raise CriError("test_ids: some are training cases, at no distance from themselves")
     return same_answer(train_labels, test_labels) / distance.astype(np.float32)
+
+
+def same_answer_with_mirror(
+    task: Task,
+    train_ids: TrainIds,
+    test_ids: TestIds,
+    train_labels: Shaped[np.ndarray, " train"],
+    test_labels: Shaped[np.ndarray, " test"],
+    length: float | None = None,
+) -> Pairs:
+    """`same_answer` by nearness to the test case or to its mirror image m (operands exchanged), which is one step
+    away: 1/d + 1/(1 + d_m), or with a decay length exp(-d/length) + exp(-(1 + d_m)/length).
+
+    To a model that has learnt that operands may be exchanged, what lies near b + a is near. Where a case has no image
+    with the same answer the second term is left out. Raises `CriError` where a test case is a training case.
+    """
+    distance = grid_distance(task, train_ids, test_ids).astype(np.float32)
+    if (distance == 0).any():
+        raise CriError("test_ids: some are training cases, at no distance from themselves")
+    image = mirror_images(task)[test_ids]
+    exists = image >= 0
+    mirrored = np.full_like(distance, np.inf)
+    mirrored[:, exists] = 1 + grid_distance(task, train_ids, image[exists])
+
+    def near(d: Pairs) -> Pairs:
+        return 1 / d if length is None else np.exp(-d / np.float32(length))
+
+    return same_answer(train_labels, test_labels) * (near(distance) + near(mirrored))
+
+
+def shared_tokens(task: Task, tokenizer: str, train_ids: TrainIds, test_ids: TestIds) -> Pairs:
+    """exp(-h), h being how many tokens of the numbers in the question differ (Hamming's distance)."""
+    return np.exp(-token_distance(task, tokenizer, train_ids, test_ids).astype(np.float32))
 
 
 def bm25(train: TokenTable, test: TokenTable, k1: float = 1.2, b: float = 0.75) -> Float[np.ndarray, "train test"]:

@@ -103,6 +103,33 @@ def _same_answer_by_distance(question: Question) -> Scored:
     yield NO_MODEL, same_answer_by_distance(question.task, *ids, question.train_labels, question.query_labels)
 
 
+def _answer_kernel(length: float | None) -> Callable[[Question], Scored]:
+    """Same answer by nearness to the case or its mirror image, by a decay length or as 1/d."""
+
+    def score(question: Question) -> Scored:
+        from cri.attribution.baselines import same_answer_with_mirror
+
+        ids = question.train_ids, question.query_ids
+        yield (
+            NO_MODEL,
+            same_answer_with_mirror(question.task, *ids, question.train_labels, question.query_labels, length),
+        )
+
+    return score
+
+
+def _shared_tokens(question: Question) -> Scored:
+    from cri.attribution.baselines import shared_tokens
+
+    tokenizer = question.materials.config.tokenizer
+    yield NO_MODEL, shared_tokens(question.task, tokenizer, question.train_ids, question.query_ids)
+
+
+def _answer_and_tokens(question: Question) -> Scored:
+    (_, answers), (_, tokens) = next(_answer_kernel(None)(question)), next(_shared_tokens(question))
+    yield NO_MODEL, answers + tokens
+
+
 def _bm25(question: Question) -> Scored:
     from cri.attribution.baselines import bm25
 
@@ -141,6 +168,20 @@ _ENTRIES = (
     Method(
         "same_answer_by_distance", "same answer / distance", "model-free", "#DDAA33", "cases", _same_answer_by_distance
     ),
+    # of the two decays the first suits a 30 x 30 grid and the second a 100 x 100 one: each is untuned on the other
+    Method(
+        "same_answer_mirror", "same answer / distance, mirror", "model-free", "#BBCC33", "cases", _answer_kernel(None)
+    ),
+    Method(
+        "same_answer_decay_2", "same answer, decay 2, mirror", "model-free", "#999933", "cases", _answer_kernel(2.0),
+        {"decay length": 2.0},
+    ),
+    Method(
+        "same_answer_decay_3", "same answer, decay 3, mirror", "model-free", "#666633", "cases", _answer_kernel(3.0),
+        {"decay length": 3.0},
+    ),
+    Method("shared_tokens", "shared tokens", "model-free", "#EE8866", "cases", _shared_tokens),
+    Method("answer_and_tokens", "same answer and tokens", "model-free", "#FFAABB", "cases", _answer_and_tokens),
     Method("shared_operand", "shared operand", "model-free", "#117733", "cases", _relation("shared_operands")),
     Method("nearest_operands", "nearest operands", "model-free", "#AA3377", "cases", _relation("nearest_operands")),
     Method("shared_step", "shared step", "model-free", "#332288", "cases", _relation("shared_steps")),
