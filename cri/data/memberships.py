@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
@@ -73,14 +74,9 @@ def token_distance(
     return out
 
 
-def steps_by_column(
-    task: Task,
-    train_ids: Int[np.ndarray, " train"],
-    test_ids: Int[np.ndarray, " test"],
-    max_frequency: float = MAX_STEP_FREQUENCY,
-) -> dict[str, Mask]:
-    """By name: which pairs share an informative rule step (`case_relations.informative_steps`) in the same column, a
-    mask a column, and which share one that either executes in another column (`step elsewhere`)."""
+@lru_cache(maxsize=8)
+def _step_table(task: Task, max_frequency: float) -> Int[np.ndarray, "case column"]:
+    """A number for the informative step that each case executes in each column, -1 where it has none."""
     executed = [
         {(column, s) for column, s in enumerate(steps) if s.op != "compare" and None not in (s.x, s.y)}
         for steps in task.case_steps
@@ -93,6 +89,19 @@ def steps_by_column(
     for i, steps in enumerate(executed):
         for column, step in steps:
             table[i, column] = codes.get(step, -1)
+    return table
+
+
+def steps_by_column(
+    task: Task,
+    train_ids: Int[np.ndarray, " train"],
+    test_ids: Int[np.ndarray, " test"],
+    max_frequency: float = MAX_STEP_FREQUENCY,
+) -> dict[str, Mask]:
+    """By name: which pairs share an informative rule step (`case_relations.informative_steps`) in the same column, a
+    mask a column, and which share one that either executes in another column (`step elsewhere`)."""
+    table = _step_table(task, max_frequency)
+    n_columns = table.shape[1]
     out: dict[str, Mask] = {}
     elsewhere = np.zeros((len(train_ids), len(test_ids)), dtype=bool)
     for one in range(n_columns):
@@ -130,8 +139,26 @@ class Memberships:
         return Memberships(kept, self.masks[[self.names.index(name) for name in kept]])
 
 
-NEAR, ANSWER, NEAR_ANSWER = "near", "same answer", "near and same answer"
+NEAR, ANSWER = "near", "same answer"
 MIRROR, NEAR_MIRROR = "mirror image", "near the mirror image and same answer"
+LINE = "near on an operand's line"
+WITHIN = (3, 1)
+"""Rings within which being near may count for more."""
+
+
+def within(distance: int) -> str:
+    """`within 1`, or `within 3`: on the grid."""
+    return f"within {distance}"
+
+
+def with_answer(name: str) -> str:
+    """The membership of those that have the answer as well."""
+    return f"{name} and same answer"
+
+
+NEAR_ANSWER = with_answer(NEAR)
+CLOSENESS = (NEAR, NEAR_ANSWER, *(name for d in WITHIN for name in (within(d), with_answer(within(d)))))
+"""All that a case next to the test case, with its answer, is a member of by its place."""
 OPERAND, ONE_TOKEN, TWO_TOKENS = "one operand shared", "one token differs", "two tokens differ"
 
 
@@ -140,20 +167,27 @@ def memberships(task: Task, tokenizer: str, groups: Groups) -> Memberships:
 
     `near` are whole rings on the grid (`Groups.near`), `same answer` has the label of the test case. As near cases
     with the answer may count otherwise than either alone, the product is a membership of its own: its effect is what
-    comes on top. `mirror image` is the one case with the operands exchanged. Steps are told apart by column.
-    `one token differs` and `two tokens differ` are near in Hamming's distance; with number tokens the first is the
-    same as sharing an operand, which `statistics.case_effects` reports.
+    comes on top. Within `near` the closest count for more, and share the step of the tens more often: `within 3` and
+    `within 1`, nested in it, keep one from being taken for the other. `near on an operand's line` are the near cases
+    that share an operand: a number line along which an answer may be interpolated. `mirror image` is the one case with
+    the operands exchanged. Steps are told apart by column. `one token differs` and `two tokens differ` are near in
+    Hamming's distance; with number tokens the first is the same as sharing an operand, which
+    `statistics.case_effects` reports.
     """
     train, test = groups.train_ids, groups.test_ids
     image = mirror_images(task)[test]
     distance = token_distance(task, tokenizer, train, test)
+    operand = shared_operands(task, train, test) > 0
     masks = {
         NEAR: groups.near,
         ANSWER: groups.answer,
         NEAR_ANSWER: groups.near & groups.answer,
+        **{within(d): groups.distance <= d for d in WITHIN},
+        **{with_answer(within(d)): (groups.distance <= d) & groups.answer for d in WITHIN},
         MIRROR: (train[:, None] == image[None]) & (image >= 0),
         NEAR_MIRROR: groups.mirror & ~groups.near & groups.answer,
-        OPERAND: shared_operands(task, train, test) > 0,
+        OPERAND: operand,
+        LINE: groups.near & operand,
         ONE_TOKEN: distance == 1,
         TWO_TOKENS: distance == 2,
         **steps_by_column(task, train, test),

@@ -227,6 +227,20 @@ class Fit:
         return pd.DataFrame(rows)
 
 
+def _resampled(
+    square: Float[np.ndarray, "subset block kind kind"], draws: Draws, at_once: int = 200
+) -> Float[np.ndarray, "boot kind kind"]:
+    """Sums over subsets and blocks under each row of weights, some rows at a time: all at once would not fit."""
+    n_subsets, n_blocks, n_kinds, _ = square.shape
+    flat = square.reshape(n_subsets, -1)
+    parts = []
+    for start in range(0, len(draws.subsets), at_once):
+        rows = slice(start, start + at_once)
+        by_block = (draws.subsets[rows] @ flat).reshape(-1, n_blocks, n_kinds * n_kinds)
+        parts.append(np.einsum("nb,nbk->nk", draws.blocks[rows], by_block))
+    return np.concatenate(parts).reshape(-1, n_kinds, n_kinds)
+
+
 def _joined(names: Sequence[str], correlation: np.ndarray) -> tuple[list[int], list[str]]:
     kept: list[int] = []
     labels: list[str] = []
@@ -261,10 +275,7 @@ def membership_effects(halves: Halves, members: Memberships, n_boot: int = N_BOO
         best = int(np.abs(others).argmax())
         closest.append((labels[best] if len(kept) > 1 else "", float(others[best])))
     draws = bootstrap(cross.shape[1], cross.shape[2], n_boot)
-    n_kinds = len(kept)
-    flat = square.reshape(*square.shape[:2], -1)
-    gram = np.stack([np.einsum("s,b,sbk->k", s, b, flat, optimize=True)
-                     for s, b in zip(draws.subsets, draws.blocks, strict=True)]).reshape(-1, n_kinds, n_kinds)  # fmt: skip
+    gram = _resampled(square, draws)
     inverse = np.linalg.pinv(gram, hermitian=True)
     sums = np.einsum("ns,nb,rsbk->rnk", draws.subsets, draws.blocks, cross, optimize=True)
     samples = np.einsum("nkl,rnl->rnk", inverse, sums)

@@ -1,0 +1,165 @@
+"""The tables of `case_effects`, from recorded random halves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cri.data.case_relations import grid_distance, mirror_images
+from cri.data.memberships import ANSWER, Memberships, offsets, token_distance
+from cri.errors import CriError
+from cri.statistics.case_effects import Fit, Halves, kind_effects, membership_effects, offset_kernel
+from cri.statistics.intervals import Interval
+from cri.statistics.readings import (
+    ANYWHERE,
+    CASES,
+    COLUMN,
+    MECHANISMS,
+    holm,
+    mechanism_scores,
+    near_sums,
+    p_values,
+    reading,
+    supported,
+    z_score,
+)
+from cri.studies.case_effects.halves import Asked, asked, recorded, untrained
+
+CONTROL_BOOT = 500
+NEXT, FAR = 3, 6
+"""Up to 3 cells away a case is called next to another, beyond 6 far."""
+
+
+def named_kinds(one: Asked) -> dict[str, np.ndarray]:
+    """The plane of offsets, reduced to kinds with a name. They overlap, and none is held fixed while another is
+    measured; what they have in common is for the regression."""
+    task, train, test = one.task, one.train_ids, one.test_ids
+    away = np.abs(offsets(task, train, test))
+    distance, on_line = away.max(axis=2), away.min(axis=2) == 0
+    answer = one.groups.answer
+    image = mirror_images(task)[test]
+    to_image = np.full(distance.shape, 10_000)
+    exists = image >= 0
+    to_image[:, exists] = grid_distance(task, train, image[exists])
+    tokens = token_distance(task, one.names["tokenizer"], train, test)
+    base = 9 if task.name == "base_addition" else 10
+    kinds = {
+        "answer line, 1 to 3 away": answer & (distance <= NEXT),
+        "answer line, 4 to 6 away": answer & (distance > NEXT) & (distance <= FAR),
+        "answer line, farther": answer & (distance > FAR) & (to_image > NEXT),
+        "mirror image": to_image == 0,
+        "answer line, 1 to 3 from the mirror image": answer & (distance > FAR) & (to_image > 0) & (to_image <= NEXT),
+        "another answer, 1 to 3 away": ~answer & (distance <= NEXT),
+        "one operand, 1 away": on_line & (distance == 1),
+        f"one operand, {base} away": on_line & (distance == base),
+        f"one operand, {2 * base} or {3 * base} away": on_line & np.isin(distance, (2 * base, 3 * base)),
+        "one operand, other": on_line & (distance > 1) & (distance % base != 0),
+        "one token differs": tokens == 1,
+        "two tokens differ": tokens == 2,
+        **_steps(one.members),
+    }
+    shared = np.logical_or.reduce([answer, on_line, tokens <= 1, *_steps(one.members).values()])
+    kinds["nothing shared, farther than 6"] = ~shared & (distance > FAR)
+    if one.names["tokenizer"] == "number":
+        del kinds["two tokens differ"]
+    return {name: mask for name, mask in kinds.items() if mask.any()}
+
+
+def _steps(members: Memberships) -> dict[str, np.ndarray]:
+    return {name: members[name] for name in members.names if name.startswith("step ")}
+
+
+def answer_held_fixed(one: Asked) -> Memberships:
+    """Memberships among the cases that have the answer asked about: place and step are compared with the answer the
+    same, all other training cases being the rest. What no case with the answer can share (an operand) is gone."""
+    masks = {name: one.members[name] & one.groups.answer for name in one.members.names}
+    masks = {name: mask for name, mask in masks.items() if mask.any()}
+    if ANSWER not in masks:
+        return Memberships((), np.zeros((0, *one.groups.answer.shape), dtype=bool))
+    return Memberships(tuple(masks), np.stack(list(masks.values())))
+
+
+def exchanged(halves: Halves, seed: int = 0) -> Halves:
+    """Outputs of the queries exchanged: every query is asked about with the memberships of another one. Training cases
+    keep their places and models their outputs, so that whatever holds for all queries alike is still there."""
+    order = np.random.default_rng(seed).permutation(halves.outputs.shape[2])
+    return Halves(halves.kept, halves.outputs[:, :, order], halves.blocks)
+
+
+def verdict_row(fit: Fit) -> dict[str, Any]:
+    """What a fit supports: `reading`, `supported` (all mechanisms that survive Holm's correction), and the difference
+    of nearby cases and the step with the clearest effect, with its interval."""
+    scores = mechanism_scores(fit)
+    row: dict[str, Any] = {"reading": reading(scores), "supported": "; ".join(supported(scores)) or "nothing"}
+    row["not_told_apart"] = "; ".join(n for n, v in zip(fit.names, fit.vif, strict=True) if v > 10 or " = " in n)
+    for name in MECHANISMS:
+        value = scores[name].value if name in scores else (np.nan, np.nan, np.nan)
+        row |= dict(zip((name, f"{name} low", f"{name} high"), value, strict=True))
+    steps = [n for n in fit.names if n.startswith("step ")]
+    if CASES in scores and steps and (COLUMN in scores or ANYWHERE in scores):
+        step = max(steps, key=lambda n: z_score(fit.interval({n: 1.0})))
+        near = near_sums(fit.names)[0]
+        value = fit.interval({**near, step: -1.0})
+        ends = {"difference_low": value.low, "difference_high": value.high}
+        row |= {"step": step, "near_minus_step": value.estimate, **ends}
+    return row
+
+
+def _rows(one: Asked, fit: Fit, notes: Mapping[str, Any]) -> pd.DataFrame:
+    table = fit.table()
+    return table.assign(**notes, n_queries=len(one.test_ids), n_subsets=len(one.halves.kept),
+                        n_seeds=len(one.halves.outputs))  # fmt: skip
+
+
+def compute(folder: Path, reach: int, n_boot: int) -> dict[str, pd.DataFrame]:
+    """All tables of a bank's folder."""
+    parts: dict[str, list[pd.DataFrame]] = {"kernel": [], "kinds": [], "memberships": []}
+    verdicts: list[dict[str, Any]] = []
+    for base, record in recorded(folder):
+        for one in asked(base, record):
+            notes = dict(one.names)
+            kernel = offset_kernel(one.halves, offsets(one.task, one.train_ids, one.test_ids), reach)
+            parts["kernel"].append(kernel.assign(**notes))
+            parts["kinds"].append(kind_effects(one.halves, named_kinds(one), n_boot).assign(**notes))
+            found = {"all cases": one.members, "answer held fixed": answer_held_fixed(one)}
+            for which, members in found.items():
+                if not len(members.names):
+                    continue
+                models = {"trained": one.halves}
+                if which == "all cases":
+                    models["exchanged"] = exchanged(one.halves)
+                if which == "all cases" and notes["target"] == "reference":
+                    models["untrained"] = Halves(one.halves.kept, untrained(record, one.test_ids), one.halves.blocks)
+                for model, halves in models.items():
+                    fit = membership_effects(
+                        halves, members, n_boot if model == "trained" else min(n_boot, CONTROL_BOOT)
+                    )
+                    mine = {**notes, "cases": which, "model": model}
+                    if model == "trained":
+                        parts["memberships"].append(_rows(one, fit, mine))
+                    size = {"n_queries": len(one.test_ids), "n_seeds": len(halves.outputs),
+                            "accuracy": one.accuracy[0], "base_accuracy": one.accuracy[1]}  # fmt: skip
+                    verdicts.append({**mine, **verdict_row(fit), **size})
+    if not verdicts:
+        raise CriError(f"bank: {folder} holds no random halves; python -m cri.studies.retraining_bank makes them")
+    tables = {name: pd.concat(tables, ignore_index=True) for name, tables in parts.items()}
+    for name in ("kinds", "memberships"):
+        tables[name] = corrected(tables[name])
+    return {**tables, "verdicts": pd.DataFrame(verdicts)}
+
+
+FAMILY = ["task", "format", "tokenizer", "target"]
+
+
+def corrected(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with `p` (two-sided, from the interval) and `significant` after Holm's correction over all effects of
+    one family and target: every region, split and kind that is printed of it."""
+    z = [z_score(Interval(*row)) for row in table[["effect", "low", "high"]].itertuples(index=False)]
+    table = table.assign(p=p_values(np.array(z)))
+    by = [c for c in (*FAMILY, "cases") if c in table]
+    table["significant"] = table.groupby(by, sort=False)["p"].transform(lambda p: holm(p.tolist()))
+    return table
