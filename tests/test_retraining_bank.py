@@ -31,6 +31,7 @@ from cri.retraining.removals import random_removal, removal_groups
 from cri.studies.attribution_quality import figures as quality_figures
 from cri.studies.attribution_quality import study as attribution_quality
 from cri.studies.attribution_quality.tables import top_k_table
+from cri.studies.case_effects import study as case_effects
 from cri.studies.counterfactual_removal import study as counterfactual_removal
 from cri.studies.leave_x_out import study as leave_x_out
 from cri.studies.leave_x_out.tables import sliding_summary, symmetry_table
@@ -299,6 +300,23 @@ def test_removal_study_from_records_to_figures(bank, tmp_path):
     found = pd.read_csv(tmp_path / "r" / "test" / "dose_index.csv")
     assert set(found["model"]) == {"trained", "relabelled"}
     assert (found["cri_low"] <= found["cri_high"]).all()
+
+
+def test_case_effects_study_from_records_to_figures(bank, tmp_path):
+    config = dataclasses.replace(
+        case_effects.PRESETS["test"], records=bank, record=tmp_path / "r", figures=tmp_path / "f"
+    )
+    figures = case_effects.run(config)
+    assert {f.stem.removeprefix("case_effects_test_") for f in figures} == {"kernel", "kinds"}
+    tables = {p.stem: pd.read_csv(p) for p in (tmp_path / "r" / "test").glob("*.csv")}
+    assert set(tables) == {"kernel", "kinds", "memberships", "verdicts"}
+    assert tables["kernel"][["d_row", "d_col"]].abs().max().max() == 5
+    assert (tables["kinds"]["low"] <= tables["kinds"]["high"]).all()
+    assert set(tables["memberships"]["cases"]) == {"all cases", "answer held fixed"}
+    assert (tables["memberships"]["vif"] >= 0.99).all()
+    verdicts = tables["verdicts"]
+    assert set(verdicts["model"]) == {"trained", "exchanged", "untrained"}
+    assert set(verdicts["target"]) == {"reference", "prediction"}
 
 
 def test_leave_x_out_study_from_records_to_figures(bank, tmp_path):

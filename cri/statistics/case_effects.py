@@ -137,6 +137,7 @@ def kind_effects(
         if not pairs.any():
             continue
         scale = n_subsets * share * (1 - share) * (draws.blocks @ pairs)
+        scale = np.where(scale > 0, scale, np.nan)  # a resample of blocks without any such pair
         by_seed = np.einsum("ns,nb,rsb->rn", draws.subsets, draws.blocks, by_block, optimize=True) / scale
         value = with_runs(by_seed, level)
         size = float(sizes[sizes > 0].mean())
@@ -199,9 +200,20 @@ class Fit:
     sizes: Float[np.ndarray, " kind"]
 
     def interval(self, weights: Mapping[str, float], level: float = LEVEL) -> Interval:
-        """Of a weighted sum of effects: {name: 1} is one effect, {near: 1, step: -1} a difference."""
-        value = sum(w * self.samples[:, :, self.index(name)] for name, w in weights.items())
+        """Of a weighted sum of effects: {name: 1} is one effect, {near: 1, step: -1} a difference. Memberships that are
+        one and the same count once; of a difference of two such ones nothing is known (NaN)."""
+        by_index: dict[int, float] = {}
+        for name, weight in weights.items():
+            k = self.index(name)
+            if by_index.setdefault(k, weight) != weight:
+                return Interval(np.nan, np.nan, np.nan)
+        value = sum(weight * self.samples[:, :, k] for k, weight in by_index.items())
         return with_runs(np.asarray(value), level)
+
+    @property
+    def parts(self) -> set[str]:
+        """All memberships, joined ones one by one."""
+        return {part for name in self.names for part in name.split(" = ")}
 
     def index(self, name: str) -> int:
         """Position of a membership, also of one that was joined with another."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Num, Shaped
 
 from cri.data.case_relations import grid_distance, mirror_images
 from cri.data.memberships import offsets, steps_by_column
@@ -24,7 +24,7 @@ DECAY, REACH = 2.0, 6
 """Of planted cases and number lines: weights exp(-d / 2) up to 6 cells away."""
 
 
-def _log_counts(kept: Kept, weights: Float[np.ndarray, "train query"]) -> Response:
+def _log_counts(kept: Kept, weights: Num[np.ndarray, "train query"] | Bool[np.ndarray, "train query"]) -> Response:
     """log(1 + weighted number of training cases): the tenth case teaches less than the first."""
     return np.log1p(kept.astype(np.float32) @ weights.astype(np.float32)).astype(np.float64)
 
@@ -55,8 +55,9 @@ def mirror(task: Task, kept: Kept, train_ids: TrainIds, test_ids: TestIds) -> Re
 
 def column_step(task: Task, kept: Kept, train_ids: TrainIds, test_ids: TestIds) -> Response:
     """Executes the step of the tens, its carry included, as often as it was trained in the column of tens."""
-    mask = steps_by_column(task, train_ids, test_ids).get("step of the tens", np.zeros((len(train_ids), len(test_ids))))
-    return _log_counts(kept, mask)
+    masks = steps_by_column(task, train_ids, test_ids)
+    none = np.zeros((len(train_ids), len(test_ids)), dtype=bool)
+    return _log_counts(kept, masks.get("step of the tens", none))
 
 
 def digits_anywhere(task: Task, kept: Kept, train_ids: TrainIds, test_ids: TestIds) -> Response:

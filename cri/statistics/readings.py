@@ -60,7 +60,7 @@ def mechanism_scores(fit: Fit) -> dict[str, Score]:
     operand adds to a near case; a step counts `anywhere` if it does in the column of units, or in another column than
     the test case's (the larger score), and in its column if that of the tens does.
     """
-    present = {part for name in fit.names for part in name.split(" = ")}
+    present = fit.parts
     wanted: dict[str, list[dict[str, float]]] = {
         CASES: near_sums(present),
         LINES: [{LINE: 1.0}],

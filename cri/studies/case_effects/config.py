@@ -20,7 +20,7 @@ class CaseEffects:
     tables and the figures."""
     reach: int = 30
     """How far the kernel over offsets goes, in cells of the grid."""
-    n_boot: int = 1000
+    n_boot: int = 500
     """Bootstrap samples."""
     n_calibration: int = 0
     """Simulated experiments for each planted mechanism; 0 leaves the calibration out. It asks no bank."""

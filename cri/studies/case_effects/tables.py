@@ -29,7 +29,7 @@ from cri.statistics.readings import (
 )
 from cri.studies.case_effects.halves import Asked, asked, recorded, untrained
 
-CONTROL_BOOT = 500
+CONTROL_BOOT = 300
 NEXT, FAR = 3, 6
 """Up to 3 cells away a case is called next to another, beyond 6 far."""
 
@@ -99,10 +99,10 @@ def verdict_row(fit: Fit) -> dict[str, Any]:
     for name in MECHANISMS:
         value = scores[name].value if name in scores else (np.nan, np.nan, np.nan)
         row |= dict(zip((name, f"{name} low", f"{name} high"), value, strict=True))
-    steps = [n for n in fit.names if n.startswith("step ")]
+    steps = [n for n in sorted(fit.parts) if n.startswith("step ")]
     if CASES in scores and steps and (COLUMN in scores or ANYWHERE in scores):
         step = max(steps, key=lambda n: z_score(fit.interval({n: 1.0})))
-        near = near_sums(fit.names)[0]
+        near = near_sums(fit.parts)[0]
         value = fit.interval({**near, step: -1.0})
         ends = {"difference_low": value.low, "difference_high": value.high}
         row |= {"step": step, "near_minus_step": value.estimate, **ends}
@@ -126,13 +126,14 @@ def compute(folder: Path, reach: int, n_boot: int) -> dict[str, pd.DataFrame]:
             parts["kernel"].append(kernel.assign(**notes))
             parts["kinds"].append(kind_effects(one.halves, named_kinds(one), n_boot).assign(**notes))
             found = {"all cases": one.members, "answer held fixed": answer_held_fixed(one)}
+            if notes["target"] != "reference":
+                del found["answer held fixed"]
             for which, members in found.items():
                 if not len(members.names):
                     continue
                 models = {"trained": one.halves}
-                if which == "all cases":
-                    models["exchanged"] = exchanged(one.halves)
                 if which == "all cases" and notes["target"] == "reference":
+                    models["exchanged"] = exchanged(one.halves)
                     models["untrained"] = Halves(one.halves.kept, untrained(record, one.test_ids), one.halves.blocks)
                 for model, halves in models.items():
                     fit = membership_effects(
