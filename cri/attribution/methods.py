@@ -170,15 +170,16 @@ _ENTRIES = (
     ),
     # of the two decays the first suits a 30 x 30 grid and the second a 100 x 100 one: each is untuned on the other
     Method(
-        "same_answer_mirror", "same answer / distance, mirror", "model-free", "#BBCC33", "cases", _answer_kernel(None)
+        "same_answer_mirror", "same answer / distance and mirror", "model-free", "#BBCC33", "cases",
+        _answer_kernel(None),
     ),
     Method(
-        "same_answer_decay_2", "same answer, decay 2, mirror", "model-free", "#999933", "cases", _answer_kernel(2.0),
-        {"decay length": 2.0},
+        "same_answer_decay_2", "same answer by decay (2 cells) and mirror", "model-free", "#999933",
+        "cases", _answer_kernel(2.0), {"decay length": 2.0},
     ),
     Method(
-        "same_answer_decay_3", "same answer, decay 3, mirror", "model-free", "#666633", "cases", _answer_kernel(3.0),
-        {"decay length": 3.0},
+        "same_answer_decay_3", "same answer by decay (3 cells) and mirror", "model-free", "#666633",
+        "cases", _answer_kernel(3.0), {"decay length": 3.0},
     ),
     Method("shared_tokens", "shared tokens", "model-free", "#EE8866", "cases", _shared_tokens),
     Method("answer_and_tokens", "same answer and tokens", "model-free", "#FFAABB", "cases", _answer_and_tokens),

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from cri.attribution.methods import METHODS, of_kind
 from cri.errors import CriError, out_of_range, unknown_name
 from cri.retraining import config as bank_config
 
 NAME = "attribution_quality"
+TARGETS = ("reference", "prediction")
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,12 @@ class AttributionQuality:
     and the figures."""
     family: str = "addition:direct:number"
     """TASK:FORMAT:TOKENIZER of the models that are explained."""
+    targets: tuple[str, ...] = TARGETS
+    """What is attributed: the `reference` answer, or the `prediction` of the first base model."""
+    methods: tuple[str, ...] = ()
+    """Methods to judge; all of them by default. Variants of EK-FAC are judged where it is."""
+    variants: bool = True
+    """Judge EK-FAC with other dampings, empirical labels and conjugate gradients, too."""
     dampings: tuple[float, ...] = (1e-6, 1e-4, 0.001, 0.01, 0.1, 1.0)
     """Relative dampings of EK-FAC that are compared with the one chosen beforehand (`cri.attribution.damping`)."""
     tracin: bool = True
@@ -47,6 +55,14 @@ class AttributionQuality:
             raise unknown_name("bank", self.bank, bank_config.PRESETS)
         if self.family.count(":") != 2:
             raise CriError(f"family: {self.family!r} is not TASK:FORMAT:TOKENIZER (for example addition:direct:number)")
+        for field, names, known in (("targets", self.targets, TARGETS), ("methods", self.methods, METHODS)):
+            for name in names:
+                if name not in known:
+                    raise unknown_name(field, name, known)
+        if not self.targets:
+            raise CriError(f"targets: give at least one of {', '.join(TARGETS)}")
+        if self.methods and not set(self.methods) & set(of_kind("model-free")):
+            raise CriError("methods: give at least one model-free method, which the others are compared with")
         if any(not 0 < d < float("inf") for d in self.dampings):
             raise out_of_range("dampings", self.dampings, "positive and finite")
         for field, low in (("n_boot", 100), ("cg_steps", 0), ("ensemble", 0)):

@@ -13,7 +13,6 @@ import pandas as pd
 from cri.attribution.damping import DAMPING
 from cri.attribution.methods import METHODS, layer, methods_table, of_kind
 from cri.attribution.questions import Question, standardised_mean
-from cri.data.token_table import TARGETS
 from cri.ensembles.bank import Bank, load_bank
 from cri.ensembles.engine import Replica
 from cri.ensembles.train import train_replicas
@@ -83,19 +82,23 @@ def every_method(
     for method in METHODS.values():
         if method.needs == "training" and not config.tracin:
             continue
+        if config.methods and method.key not in config.methods:
+            continue
         for site, scores in method.score(question):
             if layer(site) == -1:
                 continue  # before the first layer the last prompt token is the same for all cases
             if method.key == EKFAC_NAME:
                 own = scores
             yield method.at(site), scores
-    for damping in config.dampings:
+    if own is None:
+        return
+    for damping in config.dampings if config.variants else ():
         if damping != DAMPING:
             yield f"{EKFAC_NAME}, damping {damping:g}", question.influence(damping=damping)
-    yield f"{EKFAC_NAME}, empirical", question.influence(question.fit("empirical"))
-    if config.cg_steps:
+    if config.variants:
+        yield f"{EKFAC_NAME}, empirical", question.influence(question.fit("empirical"))
+    if config.variants and config.cg_steps:
         yield f"{EKFAC_NAME} + {config.cg_steps} CG steps", question.influence(cg_steps=config.cg_steps)
-    assert own is not None
     found = [own]
     for replica in models[1:]:
         other = dataclasses.replace(question, model=bank.model(replica))
@@ -144,7 +147,7 @@ def _judge(
     if new:
         outputs |= {"new seed": new, "mean over seeds": [np.mean([seeds[fixed][:, mask], *new], axis=0)]}
     predicted = {name: values[:, mask] for name, values in sums.items()}
-    baselines = tuple(of_kind("model-free"))
+    baselines = tuple(name for name in of_kind("model-free") if name in predicted)
     table = lds_table(predicted, outputs, baselines, draws)
     ceilings = []
     if new:
@@ -171,7 +174,7 @@ def compute(folder: Path, config: AttributionQuality) -> dict[str, pd.DataFrame]
         held, asked = questions(base, split)
         halves = ensemble(base, split, config)
         fixed = int(base.table.loc[base.table["split"] == split, "seed"].iloc[0])
-        for target in TARGETS:
+        for target in config.targets:
             question = asked[target]
             kept = {name: outputs_by_seed(r, held, target) for name, r in found.items()}
             sums: dict[str, dict[str, np.ndarray]] = {name: {} for name in found}
