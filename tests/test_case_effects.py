@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from cri import statistics
@@ -23,10 +24,12 @@ from cri.data.memberships import (
 from cri.errors import CriError
 from cri.statistics.case_effects import Halves, kind_effects, membership_effects, offset_kernel
 from cri.statistics.coverage import coverage_table
+from cri.statistics.errors import differences, error_shares, paired_t
 from cri.statistics.intervals import Interval, with_runs
 from cri.statistics.mechanisms import PLANTED, outputs
 from cri.statistics.readings import NOTHING, Score, holm, mechanism_scores, p_values, reading, supported, z_score
 from cri.studies.case_effects import calibration
+from cri.studies.leave_x_out.tables import contrast_table, image_table
 from cri.tasks import make_task
 
 ADDITION = make_task("addition")
@@ -205,3 +208,48 @@ def test_calibration_tables(planted_design, monkeypatch):
 def test_halves_refuse_what_does_not_fit():
     with pytest.raises(CriError, match="two subsets"):
         Halves(np.ones((1, 5), bool), np.zeros((1, 1, 2)), np.zeros(2, int))
+
+
+def test_how_wrong_answers_are_wrong():
+    found = differences(["12", "22", "", "13", "12 rabbits"], ["12", "12", "12", "12", "12"])
+    assert found.tolist()[:2] == [0, 10]
+    assert np.isnan(found[2])
+    shares = error_shares(found)
+    assert shares["n_wrong"] == 3
+    for name, share in (("unread", 1 / 3), ("within_1", 1 / 3), ("multiple_of_10", 1 / 3)):
+        assert shares[name] == pytest.approx(share)
+    assert error_shares(np.zeros(3))["n_wrong"] == 0
+
+
+def test_paired_t_is_students():
+    found = paired_t([0.27, -0.52, -0.86])
+    assert found["mean"] == pytest.approx(-0.37, abs=1e-9)
+    assert found["p"] == pytest.approx(0.39, abs=0.01)  # as the audit had it
+    assert found["low"] < found["mean"] < found["high"]
+    assert np.isnan(paired_t([0.5])["p"])
+
+
+def test_cells_without_their_image_are_compared_at_equal_distance():
+    names = {"task": "addition", "format": "direct", "tokenizer": "number", "center_row": 5, "center_col": 9, "seed": 0}
+    cells = pd.DataFrame({
+        "distance": [1, 1, 1, 2, 2, 3], "image": [False, False, True, True, False, True],
+        "correct": [False, True, True, True, False, False],
+    })  # fmt: skip
+    row = image_table(cells.assign(**names)).iloc[0]
+    assert (row["n_without"], row["n_with"]) == (3, 3)
+    assert row["without"] == pytest.approx(1 / 3)
+    assert row["matched_without"] == pytest.approx((2 * 0.5 + 0) / 3)
+    assert row["matched_with"] == 1
+    assert image_table(cells.assign(**{**names, "center_col": 5})).empty  # on the diagonal
+
+
+def test_contrasts_pair_seeds():
+    rows = [
+        {"task": "addition", "format": "direct", "tokenizer": "number", "seed": seed, "design": design, "accuracy": a}
+        for seed, pair in enumerate([(0.5, 0.9), (0.4, 0.8), (0.6, 0.9)])
+        for design, a in zip(("mirrored", "one_sided"), pair, strict=True)
+    ]
+    row = contrast_table(pd.DataFrame(rows)).iloc[0]
+    assert row["mean"] == pytest.approx(-11 / 30)
+    assert row["n"] == 3
+    assert row["significant"]

@@ -47,6 +47,6 @@ PRESETS = {
     "cpu": CaseEffects(reach=12),
     "gpu": CaseEffects(bank="gpu"),
     # simulations alone: what can be read at all, and what intervals hold
-    "calibration": CaseEffects(bank="gpu", n_calibration=100, n_coverage=1000),
+    "calibration": CaseEffects(bank="gpu", n_calibration=80, n_coverage=1000),
     "test": CaseEffects(bank="test", reach=5, n_boot=100),
 }

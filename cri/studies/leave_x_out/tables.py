@@ -16,9 +16,12 @@ from cri.plots.retraining import design_accuracy, sliding_map
 from cri.retraining.records import Retrainings, family_records, load_retrainings
 from cri.statistics import wilson
 from cri.statistics.datamodels import rank, rank_correlation, resamples
-from cri.storage import read_json
+from cri.statistics.errors import differences, error_shares, paired_t
+from cri.statistics.readings import holm
+from cri.storage import is_complete, read_json
 from cri.studies.common.family import family_order, family_title, span
 from cri.tasks import Task, make_task
+from cri.training.setup import Materials, prepare
 
 FAMILY = ["task", "format", "tokenizer"]
 
@@ -31,7 +34,7 @@ def held_out_cases(record: Retrainings, task: Task) -> pd.DataFrame:
     """One row a held-out case of every model: `correct`, `unseen` (it has a rule step that no training case executes),
     `distance` to the nearest training case on the grid, `same_answer` (training cases with its answer), `image` (its
     mirror image is trained), and the columns of the record's table."""
-    notes = [c for c in ("design", "center_row", "center_col", "seed", "train_acc") if c in record.table]
+    notes = [c for c in ("design", "place", "center_row", "center_col", "seed", "train_acc") if c in record.table]
     parts, image = [], mirror_images(task)
     for i, row in enumerate(record.table[notes].to_dict("records")):
         held = np.flatnonzero(~record.train[i])
@@ -109,6 +112,92 @@ def symmetry_table(base: Retrainings, task: Task) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def error_table(base: Retrainings) -> pd.DataFrame:
+    """How the wrong answers of the base models are wrong (`statistics.errors.error_shares`): one row a base model and
+    part of the held-out queries (`square`, `outside`; `random` of the random split)."""
+    materials = prepare(base.config)
+    task = materials.task
+    inside = materials.split.test[base.queries]
+    rows = []
+    for i, row in base.table.iterrows():
+        held = ~base.train[i][base.queries]
+        parts = {"random": held} if row["split"] == "random" else {"square": held & inside, "outside": held & ~inside}
+        said = base_answers(base, int(i), materials)  # pyright: ignore[reportArgumentType]
+        for part, mask in parts.items():
+            ids = base.queries[mask]
+            difference = differences([said[j] for j in np.flatnonzero(mask)], [task.answers[c] for c in ids])
+            names = {**_names(base), "split": row["split"], "seed": int(row["seed"]), "part": part}
+            accuracy = float(base.correct[i, ids].mean()) if len(ids) else np.nan
+            rows.append({**names, "n": len(ids), "accuracy": accuracy, **error_shares(difference)})
+    return pd.DataFrame(rows)
+
+
+def base_answers(base: Retrainings, model: int, materials: Materials) -> list[str]:
+    """What a base model answers to every query, read back ("" where that fails)."""
+    tokens, texts = base.predicted(model, materials.tokens), []
+    for i, case in enumerate(base.queries.tolist()):
+        start, stop = int(tokens.prompt_lengths[i]), int(tokens.lengths[i]) - 1
+        text = str(materials.tokenizer.decode(tokens.ids[i, start:stop].tolist()))
+        a, b = materials.task.operands[case]
+        texts.append(materials.format.read(materials.task, a, b, text, finished=True).answer or "")
+    return texts
+
+
+def image_table(slides: pd.DataFrame) -> pd.DataFrame:
+    """Of squares slid off the diagonal that hold some of their own mirror images: accuracy of the cells whose image is
+    trained and of those whose image is not, among all cells and among those at the same distance from the training
+    cases (`matched`: means over distances that have both, weighted by the cells without an image).
+
+    One row a place and seed with both kinds: `center_row`, `center_col`, `seed`, `without`, `with`, `difference`,
+    `matched_without`, `matched_with`, `n_without`, `n_with`.
+    """
+    off = slides[slides["center_row"] != slides["center_col"]]
+    rows = []
+    for key, part in off.groupby([*FAMILY, *_CENTER, "seed"], sort=False):
+        cells = part.groupby(["distance", "image"])["correct"].agg(["mean", "size"]).unstack()
+        if part["image"].nunique() < 2:
+            continue
+        both = cells.dropna()
+        weight = both["size"][False]
+        mean = {image: float(part.loc[part["image"] == image, "correct"].mean()) for image in (False, True)}
+        at_one_distance = {
+            i: float(np.average(both["mean"][i], weights=weight)) if len(both) else np.nan for i in (False, True)
+        }
+        rows.append({
+            **dict(zip([*FAMILY, *_CENTER, "seed"], key, strict=True)), "without": mean[False], "with": mean[True],
+            "difference": mean[False] - mean[True], "matched_without": at_one_distance[False],
+            "matched_with": at_one_distance[True], "n_without": int((~part["image"]).sum()),
+            "n_with": int(part["image"].sum()),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+CONTRASTS = (("mirrored", "one_sided"), ("diagonal", "apart"), ("square", "apart"), ("mirrored", "apart"))
+
+
+def contrast_table(designs: pd.DataFrame) -> pd.DataFrame:
+    """Differences in accuracy between two designs trained with the same seeds: mean, t interval over seeds and p-value
+    (`statistics.errors.paired_t`), corrected by Holm over the contrasts of a family; `values` has them seed by seed."""
+    table = designs.assign(place=designs["place"].fillna(1)) if "place" in designs else designs.assign(place=1)
+    rows = []
+    for key, part in table.groupby([*FAMILY, "place"], sort=False):
+        wide = part.pivot_table(index="seed", columns="design", values="accuracy")
+        for one, other in CONTRASTS:
+            if not {one, other} <= set(wide.columns):
+                continue
+            found = (wide[one] - wide[other]).dropna()
+            if len(found) == 0:
+                continue
+            names = dict(zip([*FAMILY, "place"], key, strict=True))
+            values = " ".join(f"{v:.2f}" for v in found)
+            rows.append({**names, "design": one, "minus": other, **paired_t(found.tolist()), "values": values})
+    out = pd.DataFrame(rows)
+    if len(out):
+        passes = out.groupby(FAMILY, sort=False)["p"].transform(lambda p: holm(p.fillna(1.0).tolist()))
+        out["significant"] = passes.astype(bool)
+    return out
+
+
 def _half_side(record: Retrainings) -> int:
     return int(record.config.split_params["half_side"])
 
@@ -143,11 +232,17 @@ def sliding_summary(slides: pd.DataFrame, n_boot: int = 2000) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _place(cells: pd.DataFrame) -> pd.Series:
+    """The place of a design off the diagonal or on it; those of older records are place 1."""
+    return cells["place"].fillna(1).astype(int) if "place" in cells else pd.Series(1, index=cells.index)
+
+
 def compute(folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, list[str]]]:
     """All tables of a bank's folder, and the names of each task's axes."""
-    designs, slides, symmetry = [], [], {}
+    designs, slides, placed, symmetry = [], [], [], {}
     axis_names = {}
-    for pattern, into in (("leave-out", designs), ("sliding", slides)):
+    errors = [error_table(load_retrainings(path)) for path in sorted(folder.glob("*/base")) if is_complete(path)]
+    for pattern, into in (("leave-out", designs), ("sliding", slides), ("image-", placed), ("diagonal-", placed)):
         for base_path, path in family_records(folder, pattern):
             record = load_retrainings(path)
             task = make_task(record.config.task, **record.config.task_params)
@@ -167,11 +262,18 @@ def compute(folder: Path) -> tuple[dict[str, pd.DataFrame], dict[str, list[str]]
     )  # fmt: skip
     tables = {"designs": table, "summary": summary.reset_index(), "coverage": coverage_table(cells)}
     tables["symmetry"] = pd.concat(symmetry.values(), ignore_index=True)
+    tables["errors"] = pd.concat(errors, ignore_index=True)
+    every = [cells, *placed]
+    seeds = design_table(pd.concat(every, ignore_index=True).assign(place=lambda t: _place(t)), ["design", "place"])
+    if placed:
+        tables["places"] = seeds[seeds["design"].isin({name for pair in CONTRASTS for name in pair})]
+    tables["contrasts"] = contrast_table(seeds)
     if slides:
         places = ["center_row", "center_col", "default_row", "default_col"]
         tables["sliding"] = design_table(pd.concat(slides, ignore_index=True), places)
         tables["sliding_summary"] = sliding_summary(tables["sliding"])
-    return tables, axis_names
+        tables["images"] = image_table(pd.concat(slides, ignore_index=True))
+    return {name: table for name, table in tables.items() if len(table)}, axis_names
 
 
 def draw(tables: Path, figures: Path) -> list[Path]:
