@@ -16,7 +16,7 @@ def differences(predicted: Sequence[str], true: Sequence[str]) -> Float[np.ndarr
     return np.array([float(int(p) - int(t)) if p and t else np.nan for p, t in pairs])
 
 
-def error_shares(difference: Float[np.ndarray, " case"]) -> dict[str, float]:
+def error_shares(difference: Float[np.ndarray, " case"]) -> dict[str, float | int]:
     """Of the wrong answers (difference not 0; NaN counts as wrong and unread): `n_wrong`, and the shares that are
     `unread`, `within_1` and `within_2` of the right one, and that have the right units (`multiple_of_10`: 10, 20, ...
     away). `median` is the median difference."""
@@ -33,7 +33,7 @@ def error_shares(difference: Float[np.ndarray, " case"]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def paired_t(differences: Sequence[float], level: float = 0.95) -> dict[str, float]:
+def paired_t(differences: Sequence[float], level: float = 0.95) -> dict[str, float | int]:
     """Mean of paired differences over runs with Student's t interval and two-sided p-value: `mean`, `low`, `high`,
     `p`, `n` (NaN but for the mean where there is one run)."""
     from scipy.stats import t

@@ -11,41 +11,38 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from cri.cli import run_command
 from cri.retraining import bank as retraining_bank
 from cri.studies.case_effects.config import NAME, PRESETS, CaseEffects
-from cri.studies.common.records import code_hash, write_record
+from cri.studies.common.records import code_hash, recording
 
 
 def run(config: CaseEffects) -> list[Path]:
     """Makes tables and figures, prints the verdicts, returns the figures' paths."""
-    from cri.storage import locked
     from cri.studies.case_effects.calibration import calibrate
     from cri.studies.case_effects.figures import draw
     from cri.studies.case_effects.tables import compute
 
     started = time.perf_counter()
-    facts = {"bank": config.bank, "n_boot": config.n_boot, "code": code_hash(f"{NAME}/*.py")}
-    if config.n_calibration or config.n_coverage:
-        folder = config.record / "calibration"
-        tables = calibrate(config.n_calibration, config.n_coverage)
-        shown = next(iter(tables.values()))
-    else:
-        source = retraining_bank.find_or_make(config, "subsets-")
-        folder = config.record / config.bank
-        tables = compute(source, config.reach, config.n_boot)
-        facts["records"] = retraining_bank.checksums(source, "base", "subsets-*")
-        verdicts = tables["verdicts"]
-        shown = verdicts[verdicts["model"] == "trained"][[
-            "task", "tokenizer", "region", "target", "cases", "reading", "supported", "near_minus_step",
-            "difference_low", "difference_high", "n_queries", "n_seeds",
-        ]]  # fmt: skip
-    with locked(folder):
-        write_record(folder, tables, {**facts, "seconds": round(time.perf_counter() - started, 1)})
-    figures = draw(folder, config.figures)
+    facts: dict[str, Any] = {"bank": config.bank, "n_boot": config.n_boot, "code": code_hash(f"{NAME}/*.py")}
+    simulated = bool(config.n_calibration or config.n_coverage)
+    with recording(config.record / ("calibration" if simulated else config.bank), config.figures) as record:
+        if simulated:
+            tables = calibrate(config.n_calibration, config.n_coverage)
+            shown = next(iter(tables.values()))
+        else:
+            source = retraining_bank.find_or_make(config, "subsets-")
+            tables = compute(source, config.reach, config.n_boot)
+            facts["records"] = retraining_bank.checksums(source, "base", "subsets-*")
+            verdicts = tables["verdicts"]
+            columns = ["task", "tokenizer", "region", "target", "cases", "reading", "supported", "near_minus_step",
+                       "difference_low", "difference_high", "n_queries", "n_seeds"]  # fmt: skip
+            shown = verdicts.loc[verdicts["model"] == "trained", columns]
+        figures = record.write(tables, {**facts, "seconds": round(time.perf_counter() - started, 1)}, draw)
     print(shown.to_string(index=False, float_format=lambda x: f"{x:.2f}"))
-    print("\nTables", folder, "\nFigures", *figures, sep="\n  ")
+    print("\nTables", record.folder, "\nFigures", *figures, sep="\n  ")
     return figures
 
 

@@ -28,7 +28,7 @@ def run(config: LeaveXOut) -> list[Path]:
         facts = {
             "bank": config.bank,
             "axis_names": axis_names,
-            "records": retraining_bank.checksums(source, *PLANS),
+            "records": retraining_bank.checksums(source, *PLANS, "base", "image-*", "diagonal-*"),
             "code": code_hash("leave_x_out/tables.py"),
             "seconds": round(time.perf_counter() - started, 1),
         }
