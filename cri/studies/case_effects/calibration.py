@@ -19,7 +19,8 @@ from cri.data.splits import random
 from cri.statistics.case_effects import Halves, membership_effects
 from cri.statistics.coverage import coverage_table
 from cri.statistics.datamodels import query_blocks
-from cri.statistics.intervals import auc, wilson, with_runs
+from  import auc
+from cri.statistics.intervals import wilson, with_runs
 from cri.statistics.mechanisms import PLANTED, outputs
 from cri.statistics.readings import (
     ANYWHERE,

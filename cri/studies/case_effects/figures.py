@@ -10,6 +10,7 @@ import pandas as pd
 from cri import plots
 from cri.plots.offsets import kind_points, offset_map
 from cri.studies.common.family import family_order, family_title
+from cri.tasks.planted import PLANTED
 
 REGIONS = {"random": "random split", "outside": "outside the square", "square": "in the square"}
 TOKEN_COLORS = {"number": "#0072B2", "digit": "#D55E00"}
@@ -27,8 +28,9 @@ def draw(folder: Path, figures: Path) -> list[Path]:
             kernel, kinds = _with_families(kernel), _with_families(kinds)
             addition = (kernel["task"] == "addition") & (kernel["format"] == "direct")
             drawn["kernel"] = kernel_figure(kernel[addition])
-            if not addition.all():
-                drawn["kernel_others"] = kernel_figure(kernel[~addition])
+            others = ~addition & ~kernel["task"].isin(PLANTED)
+            if others.any():
+                drawn["kernel_others"] = kernel_figure(kernel[others])
             mine = (kinds["task"] == "addition") & (kinds["format"] == "direct")
             drawn["kinds"] = kinds_figure(kinds[mine])
         if "confusion" in tables:

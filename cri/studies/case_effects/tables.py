@@ -28,8 +28,11 @@ from cri.statistics.readings import (
     z_score,
 )
 from cri.studies.case_effects.halves import Asked, asked, recorded, untrained
+from cri.tasks.planted import PLANTED
 
 CONTROL_BOOT = 300
+SHORT_REACH = 12
+"""Of kernels that no figure shows."""
 NEXT, FAR = 3, 6
 """Up to 3 cells away a case is called next to another, beyond 6 far."""
 
@@ -122,7 +125,9 @@ def compute(folder: Path, reach: int, n_boot: int) -> dict[str, pd.DataFrame]:
     for base, record in recorded(folder):
         for one in asked(base, record):
             notes = dict(one.names)
-            kernel = offset_kernel(one.halves, offsets(one.task, one.train_ids, one.test_ids), reach)
+            shown = notes["target"] == "reference" and one.task.name not in PLANTED
+            far = reach if shown else min(reach, SHORT_REACH)
+            kernel = offset_kernel(one.halves, offsets(one.task, one.train_ids, one.test_ids), far)
             parts["kernel"].append(kernel.assign(**notes))
             parts["kinds"].append(kind_effects(one.halves, named_kinds(one), n_boot).assign(**notes))
             found = {"all cases": one.members, "answer held fixed": answer_held_fixed(one)}
