@@ -19,8 +19,7 @@ from cri.data.splits import random
 from cri.statistics.case_effects import Halves, membership_effects
 from cri.statistics.coverage import coverage_table
 from cri.statistics.datamodels import query_blocks
-from  import auc
-from cri.statistics.intervals import wilson, with_runs
+from cri.statistics.intervals import stratified_auc, wilson, with_runs
 from cri.statistics.mechanisms import PLANTED, outputs
 from cri.statistics.readings import (
     ANYWHERE,
@@ -172,7 +171,9 @@ def separation(table: pd.DataFrame) -> pd.DataFrame:
     for key, part in table.groupby(KEYS, sort=False):
         for one, other in itertools.combinations(PLANTED, 2):
             pair = [part[part["planted"] == name] for name in (one, other)]
-            value = auc(*(_margin(side, one, other) for side in pair))
+            score = np.concatenate([_margin(side, one, other) for side in pair])
+            same, block = np.zeros(len(score), dtype=int), np.arange(len(score))
+            value = stratified_auc(score, block < len(pair[0]), same, same, block, n_boot=2).estimate
             fewest = min(len(side) for side in pair)
             low, high = wilson(round(value * fewest), fewest)
             names = dict(zip(KEYS, key, strict=True))
