@@ -33,7 +33,7 @@ _PLACES = {
     "train_run": "cri.training.runs",
 }
 
-__all__ = sorted(_PLACES)  # noqa: PLE0605
+__all__ = ["CriError", "OpenRun", "RunConfig", "load_run", "recipe", "train_run"]
 
 
 def __getattr__(name: str) -> Any:
