@@ -1,0 +1,1 @@
+"""The explorer: one self-contained page of one or several runs, to open from disk, click through and send on."""
