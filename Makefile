@@ -16,6 +16,8 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.demo
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps $(WITHOUT_DEPENDENCIES)
+	command -v chromium > /dev/null || timeout 300 sh -c "apt-get -qq update && apt-get -qq install -y chromium" \
+		> /dev/null 2>&1 || echo "no chromium here: the explorer's tests in a browser are skipped"
 	touch $@
 
 demo: $(VENV)/.demo ## trains the two default models, opens them, ends with the verdict table; all of it in build/

@@ -16,6 +16,7 @@ COMMANDS = {
     "neighbors": ("cri.studies.neighbor_attribution", "which training cases does a held-out prediction rest on?"),
     "attribute": ("cri.studies.attribution_quality", "which attribution method predicts what retraining does?"),
     "edit": ("cri.studies.rule_steps", "does the output follow an edited step or rule?"),
+    "explore": ("cri.explore.command", "one page of runs, to look at in a browser"),
     "export": ("cri.export", "write a task, format and split as JSON lines"),
     "score": ("cri.score", "score answers that were produced elsewhere"),
 }
