@@ -18,7 +18,9 @@ from cri.explore.command import run as explore
 from cri.explore.page import embedded, page
 from cri.explore.payload import CHOSEN, Blob, explained_cases, nearest_table, payload, reference_log_odds
 
-BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine (apt-get install chromium)")
 
 
@@ -93,7 +95,9 @@ def test_a_clicked_cell_shows_the_run_s_own_neighbours_and_influences(
     every = run.influence(case, "EK-FAC", k=None)
     listed = shown.list()
     half = len(listed) // 2
-    assert np.allclose([s for _, s in listed[:half]], every["score"][:half], rtol=1e-3, atol=1e-4 * every["score"].abs().max())
+    assert np.allclose(
+        [s for _, s in listed[:half]], every["score"][:half], rtol=1e-3, atol=1e-4 * every["score"].abs().max()
+    )
     rows = shown.page.locator("#list tbody tr")
     assert rows.count() == len(listed)
     # what is copied is what is shown

@@ -97,7 +97,9 @@ def payload(runs: Sequence[OpenRun], methods: Sequence[str] = ("GradCos", "EK-FA
     first = runs[0]
     for run in runs[1:]:
         if not np.array_equal(run.task.coords, first.task.coords) or run.task.name != first.task.name:
-            raise CriError(f"runs: {run.path.name} is of {run.task!r} and {first.path.name} of {first.task!r}; give one grid")
+            raise CriError(
+                f"runs: {run.path.name} is of {run.task!r} and {first.path.name} of {first.task!r}; give one grid"
+            )
     blobs: dict[str, str] = {}
     described = [_describe(run, i, methods, n_cases, blobs) for i, run in enumerate(runs)]
     rows, cols = first.task.coords.max(0) + 1
@@ -210,7 +212,10 @@ def _traces(run: OpenRun, cases: np.ndarray) -> dict[str, Any]:
     edits = sample_edits(run.task, run.format, np.unique(some).tolist(), tokenizer=run.tokenizer)
     kept = ("id", "line", "element", "old", "new", "expected", "unedited", "answer", "outcome", "text")
     rows = step_edits(run, edits)[list(kept)].to_dict("records") if edits else []
-    return {"traces": traces, "edits": [{k: str(v) if k not in ("id", "line") else int(v) for k, v in r.items()} for r in rows]}
+    return {
+        "traces": traces,
+        "edits": [{k: str(v) if k not in ("id", "line") else int(v) for k, v in r.items()} for r in rows],
+    }
 
 
 def _activations(run: OpenRun, cases: np.ndarray) -> tuple[Blob, list[str]]:
