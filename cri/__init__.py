@@ -13,6 +13,7 @@ Names are imported when they are first used: `import cri` itself takes no torch.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -44,3 +45,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*globals(), *_PLACES]
+
+
+if sys.argv[:1] == ["-m"] or (sys.argv and sys.argv[0].endswith("/cri")):  # a command, whose modules come next
+    # nothing is begun while they are imported, so an end needs neither tidying nor a traceback
+    import signal
+
+    from cri.cli import ENDING, leave_at_once
+
+    for _number in ENDING:
+        if signal.getsignal(_number) != signal.SIG_IGN:
+            signal.signal(_number, leave_at_once)

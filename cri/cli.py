@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from cri.errors import CriError
 
 Config = TypeVar("Config")
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that end a command."""
 
 
 def _one_line(box: str) -> str:
@@ -84,13 +89,65 @@ def run_command(
 ) -> None:
     """Parses the command line into a config and calls `function` with it.
 
-    A `CriError` becomes one line on stderr and exit code 2; Ctrl-C exits with 130 and no traceback.
+    A `CriError` becomes one line on stderr and exit code 2. Ctrl-C, SIGTERM and SIGHUP end the command in the same way:
+    what is being written is dropped, workers are ended, one line on stderr, exit code 128 plus the signal's number (130
+    for Ctrl-C).
     """
     config = parse(config_type, description or "", sys.argv[1:] if argv is None else argv, presets, default, prog)
     try:
-        function(config)
+        with _signals_raised():
+            function(config)
     except CriError as error:
+        _end_bars()
         fail(str(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        _end_bars()
+        number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
         print("interrupted; run the same command again to resume", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(128 + number) from None
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal that ends the command, raised where it was received.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextlib.contextmanager
+def _signals_raised() -> Iterator[None]:
+    """The signals that end a command raise `Interrupted` in the block; a second one does not wait for the tidying."""
+
+    def received(number: int, frame: object) -> NoReturn:
+        for each in before:
+            signal.signal(each, leave_at_once)
+        raise Interrupted(number)
+
+    # a signal that whoever started the command had it ignore (nohup) stays ignored; threads have no handlers
+    main = threading.current_thread() is threading.main_thread()
+    before = {each: signal.getsignal(each) for each in ENDING if main and signal.getsignal(each) != signal.SIG_IGN}
+    for each in before:
+        signal.signal(each, received)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def leave_at_once(number: int, frame: object = None) -> NoReturn:
+    """Ends the process without tidying: nothing is begun yet, or somebody is in a hurry."""
+    os.write(2, b"interrupted; run the same command again to resume\n")
+    os._exit(128 + number)
+
+
+def _end_bars() -> None:
+    """Ends the line of each progress bar that an error cut short, so that the message has one of its own."""
+    tqdm = sys.modules.get("tqdm")
+    for bar in list(getattr(tqdm.tqdm, "_instances", ())) if tqdm else ():
+        bar.close()

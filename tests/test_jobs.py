@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,3 +121,65 @@ def test_a_bank_does_not_depend_on_where_its_parts_are_trained(method, way, repl
     for replica in range(len(replicas)):  # stacks of other sizes round otherwise
         for name, value in expected.state(replica).items():
             torch.testing.assert_close(found.state(replica)[name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def killed_once(item: tuple[str, int]) -> int:
+    """A job whose process is killed the first time."""
+    folder, number = item
+    mark = Path(folder) / str(number)
+    if number == 2 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
+
+
+def test_jobs_of_a_killed_process_are_started_again(tmp_path):
+    done = Workers(jobs=2, device="cpu").run(killed_once, [(str(tmp_path), n) for n in range(4)])
+    assert [outcome.get() for outcome in done] == [0, 1, 4, 9]
+
+
+def killed(item: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_job_whose_process_is_always_killed_is_an_error():
+    done = Workers(jobs=2, device="cpu").run(killed, [1, 2])
+    assert [str(outcome.error) for outcome in done] == [
+        "jobs: its process was killed, perhaps as memory ran out (see --jobs)"
+    ] * 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_parent(tmp_path, number):
+    """The command is ended while its two workers are at work; `cri.cli` turns SIGTERM into a tidy end."""
+    code = (
+        "import dataclasses, sys, time; from pathlib import Path; from cri.cli import run_command\n"
+        "from cri.training.jobs import Workers\n"
+        "@dataclasses.dataclass(frozen=True)\nclass Nothing: pass\n"
+        "def work(n): (Path(sys.argv[1]) / f'{n}.pid').write_text(str(__import__('os').getpid())); time.sleep(600)\n"
+        "run_command(Nothing, lambda c: Workers(jobs=2, device='cpu').run(work, [1, 2]), argv=[])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.getcwd()}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until = time.monotonic() + 300
+    while sum(1 for p in tmp_path.glob("*.pid") if p.read_text()) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+    pids = [int(p.read_text()) for p in tmp_path.glob("*.pid")]
+    assert len(pids) == 2
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGKILL)
+    assert number == signal.SIGKILL or errors.splitlines()[-1] == "interrupted; run the same command again to resume"
+    until = time.monotonic() + 10
+    while any(alive(pid) for pid in pids) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in pids)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False

@@ -10,11 +10,12 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from cri.errors import CriError, MissingDependencyError, out_of_range, unknown_name
+from cri.training.lifetime import end_with_parent, worker_arguments
 
 Backend = Literal["processes", "ray"]
 BACKENDS = ("processes", "ray")
@@ -101,25 +102,25 @@ class Workers:
         Returns one outcome an item, in the items' order.
         """
         outcomes: dict[int, Outcome[Value]] = {}
-        for index, outcome in self._unordered(function, items):
-            outcomes[index] = outcome
-            on_done(items[index])
+        with contextlib.closing(self._unordered(function, items)) as ended:
+            for index, outcome in ended:
+                outcomes[index] = outcome
+                on_done(items[index])
         return [outcomes[index] for index in range(len(items))]
 
     def _unordered(
         self, function: Callable[[Item], Value], items: Sequence[Item]
-    ) -> Iterator[tuple[int, Outcome[Value]]]:
+    ) -> Generator[tuple[int, Outcome[Value]], None, None]:
         if not self.here:
             return self._on_ray(function, items)
         n_processes = min(self.at_once(), len(items))
         if n_processes <= 1:
             return (_attempt(function, index, item) for index, item in enumerate(items))
-        import joblib
+        return _in_processes(function, items, n_processes)
 
-        parallel = joblib.Parallel(n_jobs=n_processes, return_as="generator_unordered")
-        return parallel(joblib.delayed(_attempt)(function, index, item) for index, item in enumerate(items))  # pyright: ignore[reportReturnType]
-
-    def _on_ray(self, function: Callable[[Item], Value], items: Sequence[Item]) -> Iterator[tuple[int, Outcome[Value]]]:
+    def _on_ray(
+        self, function: Callable[[Item], Value], items: Sequence[Item]
+    ) -> Generator[tuple[int, Outcome[Value]], None, None]:
         with _cluster() as ray:
             # Ray starts a job again elsewhere when its machine is lost; what the job had finished is reused there
             remote = ray.remote(_attempt).options(num_cpus=1, num_gpus=self.gpus_per_job)
@@ -134,6 +135,39 @@ class Workers:
                         yield ray.get(done)
                     except ray.exceptions.RayError as error:  # its process or machine was lost, again and again
                         yield index, Outcome(None, CriError(f"backend: a job was lost by Ray ({error})"))
+
+
+def _in_processes(
+    function: Callable[[Item], Value], items: Sequence[Item], n_processes: int
+) -> Generator[tuple[int, Outcome[Value]], None, None]:
+    """Jobs in processes of this machine, which end with this one. When one of them is killed (by the system, which ran
+    out of memory, or by somebody), all are started again for the jobs that had not ended, twice at most without a job
+    ending in between."""
+    import joblib
+    from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    waiting, killed = dict(enumerate(items)), 0
+    while waiting and killed < 3:
+        parallel = joblib.Parallel(
+            n_jobs=n_processes,
+            return_as="generator_unordered",
+            initializer=end_with_parent,
+            initargs=worker_arguments(),
+        )
+        try:
+            calls = (joblib.delayed(_attempt)(function, index, item) for index, item in list(waiting.items()))
+            for index, outcome in parallel(calls):  # pyright: ignore[reportGeneralTypeIssues, reportAssignmentType]
+                del waiting[index]
+                killed = 0
+                yield index, outcome
+        except TerminatedWorkerError:
+            killed += 1
+        except BaseException:  # Ctrl-C, or nobody asks for the rest
+            get_reusable_executor(reuse="auto", kill_workers=True).shutdown(wait=True, kill_workers=True)
+            raise
+    for index in waiting:
+        yield index, Outcome(None, CriError("jobs: its process was killed, perhaps as memory ran out (see --jobs)"))
 
 
 def _attempt(function: Callable[[Item], Value], index: int, item: Item) -> tuple[int, Outcome[Value]]:
