@@ -191,7 +191,6 @@ def test_planted_mechanisms_are_read_as_what_they_are(planted, planted_design):
 
 
 def test_calibration_tables(planted_design, monkeypatch):
-    monkeypatch.setattr(calibration, "RELIABILITIES", {0.3: 1.0})
     monkeypatch.setattr(calibration, "N_BOOT", 50)
     found = calibration.experiments(2, planted_design)
     assert len(found) == 3 * 2 * len(PLANTED)

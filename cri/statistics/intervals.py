@@ -101,7 +101,7 @@ def with_runs(samples: Float[np.ndarray, "run boot"], level: float = LEVEL) -> I
 
     Two sources of doubt are added in quadrature, each with its own quantile: what was resampled within runs (the
     percentiles of the mean over runs, all runs resampled alike), and the spread between runs, s / sqrt(n) times
-    Student's t with n - 1 degrees of freedom. Resampling three runs instead covers 0.71 to 0.78 where runs differ;
+    Student's t with n - 1 degrees of freedom. Resampling three runs instead covers 0.73 where runs differ much;
     this covers at least 0.93 (`studies/case_effects`, `coverage.csv`). With one run only the first is there, and
     nothing is said of other training seeds.
 
