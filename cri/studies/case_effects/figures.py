@@ -116,7 +116,7 @@ def confusion_figure(confusion: pd.DataFrame) -> Any:
     panels = list(confusion.groupby(["instrument", "reliability"], sort=False))
     names = [m for m in (*MECHANISMS, NOTHING) if m in set(confusion["planted"]) | set(confusion["reading"])]
     n_cols = min(3, len(panels))
-    fig, axes = plots.figure(-(-len(panels) // n_cols), n_cols, (2.6, 2.5), sharex=True, sharey=True)
+    fig, axes = plots.figure(-(-len(panels) // n_cols), n_cols, (2.6, 3.6), sharex=True, sharey=True)
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
     for ax, ((instrument, reliability), part) in zip(axes.flat, panels, strict=False):
