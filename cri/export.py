@@ -20,7 +20,7 @@ from cri.cli import key_values, run_command
 from cri.data.splits import Split, make_split
 from cri.errors import CriError
 from cri.formats import Format, make_format
-from cri.storage import atomic_path
+from cri.storage import atomic_path, require_replaceable, require_writable
 from cri.tasks import Task, make_task
 
 Part = Literal["all", "train", "test"]
@@ -92,8 +92,10 @@ def export(config: ExportConfig) -> Path:
     split = make_split(task, config.split, **key_values("split_params", config.split_params))
     sidecar = config.out.with_name(config.out.name + ".ids.csv")
     for path in (config.out, sidecar) if config.chat else (config.out,):
+        require_replaceable(path, "out")
         if path.exists() and not config.force:
             raise CriError(f"out: {path} exists; add --force to overwrite it")
+    require_writable("out", config.out.parent)
     rows = list(export_rows(task, fmt, split, config.part))
     with atomic_path(config.out) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(as_chat(row) if config.chat else row) + "\n" for row in rows)

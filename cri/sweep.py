@@ -86,9 +86,11 @@ def sweep(
     """
     import pandas as pd
 
-    from cri.storage import read_json, run_folder, write_text
+    from cri.storage import read_json, require_replaceable, require_writable, run_folder, write_text
     from cri.training.runs import train_each
 
+    require_writable("out", out)
+    require_replaceable(out / "sweep.csv", "out")
     bar = progress_bar(len(configs), f"{len(configs)} runs", "run")
     workers = Workers(backend, jobs, gpus_per_job, device)
     done = train_each(configs, out, workers, progress=False, on_done=lambda item: bar.update(1))

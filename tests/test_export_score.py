@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from cri.cli import run_command
+from cri.config import RunConfig
+from cri.errors import CriError
 from cri.export import ExportConfig, export
 from cri.score import ScoreConfig, score
+from cri.sweep import sweep
 from cri.tasks import make_task
 
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "reference_cases.jsonl").read_text().splitlines()]
@@ -192,3 +196,25 @@ def test_bad_score_files(
 def test_score_of_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "cannot be read" in one_line(capsys, run_score, str(tmp_path / "none.jsonl"))
     assert "holds no answers" in one_line(capsys, run_score, str(write(tmp_path / "empty.jsonl", [])))
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+def test_force_replaces_regular_files_alone(tmp_path, kind):
+    out = tmp_path / "out.jsonl"
+    if kind == "link":
+        out.symlink_to(tmp_path / "elsewhere")
+    elif kind == "fifo":
+        os.mkfifo(out)
+    else:
+        out.mkdir()
+    with pytest.raises(CriError, match=r"out: .*out\.jsonl is not a regular file"):
+        export(ExportConfig("addition", out, task_params=("size=12",), split_params=("half_side=2",), force=True))
+    assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_a_file_cannot_lie_below_a_file(tmp_path):
+    (tmp_path / "f").write_text("")
+    with pytest.raises(CriError, match=r"out: .* cannot be written to"):
+        export(ExportConfig("addition", tmp_path / "f" / "x" / "out.jsonl", split="random"))
+    with pytest.raises(CriError, match=r"out: .* cannot be written to"):
+        sweep([RunConfig()], tmp_path / "f" / "x", jobs=1, device="cpu")

@@ -162,10 +162,8 @@ def require_same(folder: Path, found: dict[str, str], expected: dict[str, str]) 
 
 
 def begin_run(folder: Path, materials: Materials) -> None:
-    """Writes what is known before training, and removes what a killed process left half-written."""
+    """Writes what is known before training."""
     split = materials.split
-    for stale in folder.glob(".*.tmp"):
-        stale.unlink()
     write_json(folder / "config.json", materials.config.to_dict())
     write_json(
         folder / "split.json", {**split.info, "n_train": int(split.train.sum()), "n_test": int(split.test.sum())}
@@ -205,14 +203,13 @@ def _train(
 
     config, split = materials.config, materials.split
     first = process_rank()[0] == 0
-    if first:
-        begin_run(folder, materials)
     model: Any = add_lora(materials.model, LoraConfig(), config.seed) if config.lora else materials.model
     trainer = Trainer(model, materials.tokens, split.train_ids, config.train, device)
     checkpoint, metrics = folder / CHECKPOINT, folder / METRICS
     if from_first_process(checkpoint.exists()):
         trainer.restore(checkpoint, materials.identity)
-    if first:
+    if first:  # not before the trainer has accepted its settings: a refusal leaves nothing behind
+        begin_run(folder, materials)
         truncate_metrics(metrics, trainer.step)
 
     rng = np.random.default_rng(0)
