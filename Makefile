@@ -21,8 +21,8 @@ $(VENV)/.dev: $(VENV)/.demo
 	touch $@
 
 demo: $(VENV)/.demo ## trains the two default models, opens them, ends with the verdict table; all of it in build/
-	$(BIN)/python -m cri.studies.lso_map --record build/lso_map --figures build/figures
-	$(BIN)/python -m cri.studies.neighbor_attribution --record build/neighbor_attribution --figures build/figures
+	$(BIN)/python -m cri.studies.lso_map
+	$(BIN)/python -m cri.studies.neighbor_attribution
 
 test: $(VENV)/.dev ## all tests, the slow ones too
 	$(BIN)/python -m pytest

@@ -36,11 +36,11 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "map": (
         "cri.studies.lso_map.study",
         ["test", "--size", "12", "--half-side", "2", "--steps", "150", "--jobs", "2", "--device", "cpu", "--runs",
-         "{out}/runs", "--record", "{out}/record", "--figures", "{out}/figures"],
+         "{out}/runs", "--out", "{out}/record"],
     ),
     "bank": (
         "cri.retraining.bank",
-        ["test", "--plans", f"{BANK}/base", f"{BANK}/subsets-50", "--jobs", "2", "--device", "cpu", "--record",
+        ["test", "--plans", f"{BANK}/base", f"{BANK}/subsets-50", "--jobs", "2", "--device", "cpu", "--out",
          "{out}/record"],
     ),
 }  # fmt: skip

@@ -20,9 +20,7 @@ from cri.training.runs import load_run, train_run
 @pytest.fixture(scope="module")
 def study(runs, tmp_path_factory):
     where = tmp_path_factory.mktemp("study")
-    config = dataclasses.replace(
-        PRESETS["test"], seeds=(0, 1), steps=60, runs=runs, record=where / "record", figures=where / "figures"
-    )
+    config = dataclasses.replace(PRESETS["test"], seeds=(0, 1), steps=60, runs=runs, out=where)
     return config, run(config)
 
 
@@ -127,4 +125,4 @@ def test_seeds_that_fail_in_different_places_are_drawn_apart(tmp_path):
 
 def test_an_empty_choice_is_refused(tmp_path):
     with pytest.raises(CriError, match="at least one of each"):
-        run(dataclasses.replace(PRESETS["test"], seeds=(), record=tmp_path))
+        run(dataclasses.replace(PRESETS["test"], seeds=(), out=tmp_path))

@@ -103,14 +103,13 @@ def test_a_new_entry_reaches_tables_figures_and_help(runs, tmp_path, monkeypatch
     monkeypatch.setitem(METHODS, entry.key, entry)
     assert "operand (weight 2)" in methods.help_text()
     drawn = []
+    folder = tmp_path / "studies" / "neighbor_attribution" / "test"
     monkeypatch.setattr(neighbor_figures.plots, "save_figure", lambda fig, path: drawn.append(fig) or [path])
-    config = dataclasses.replace(
-        PRESETS["test"], steps=60, runs=runs, record=tmp_path / "r", figures=tmp_path / "f", device="cpu"
-    )
+    config = dataclasses.replace(PRESETS["test"], steps=60, runs=runs, out=tmp_path, device="cpu")
     run(config)
-    table = pd.read_csv(tmp_path / "r" / "test" / "enrichment.csv")
+    table = pd.read_csv(folder / "enrichment.csv")
     assert "operand" in set(table["method"])
-    described = pd.read_csv(tmp_path / "r" / "test" / "methods.csv").set_index("method")
+    described = pd.read_csv(folder / "methods.csv").set_index("method")
     assert described.loc["operand", "settings"] == "weight 2"
     assert described.loc["EK-FAC", "settings"] == "relative damping 1e-05, labels sampled"
     ticks = {text.get_text() for fig in drawn for ax in fig.axes for text in ax.get_xticklabels()}
@@ -118,10 +117,10 @@ def test_a_new_entry_reaches_tables_figures_and_help(runs, tmp_path, monkeypatch
     titles = [fig.get_suptitle() for fig in drawn]
     assert sum("EK-FAC: relative damping 1e-05" in title for title in titles) >= 3
     # tables made with other settings are made again
-    before = (tmp_path / "r" / "test" / "complete.json").stat().st_mtime_ns
+    before = (folder / "complete.json").stat().st_mtime_ns
     monkeypatch.setitem(METHODS, entry.key, dataclasses.replace(entry, settings={"weight": 3.0}))
     run(config)
-    assert (tmp_path / "r" / "test" / "complete.json").stat().st_mtime_ns > before
+    assert (folder / "complete.json").stat().st_mtime_ns > before
 
 
 @pytest.mark.parametrize("study", ["neighbor_attribution", "attribution_quality"])

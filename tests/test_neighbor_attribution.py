@@ -12,7 +12,7 @@ import pytest
 
 from cri.errors import CriError
 from cri.storage import write_json
-from cri.studies.neighbor_attribution.config import PRESETS
+from cri.studies.neighbor_attribution.config import NAME, PRESETS
 from cri.studies.neighbor_attribution.figures import draw
 from cri.studies.neighbor_attribution.study import causal_text, run
 from cri.studies.neighbor_attribution.tables import causal
@@ -21,15 +21,13 @@ from cri.studies.neighbor_attribution.tables import causal
 @pytest.fixture(scope="module")
 def study(runs, tmp_path_factory):
     where = tmp_path_factory.mktemp("neighbors")
-    config = dataclasses.replace(
-        PRESETS["test"], steps=60, runs=runs, record=where / "record", figures=where / "figures", device="cpu"
-    )
+    config = dataclasses.replace(PRESETS["test"], steps=60, runs=runs, out=where, device="cpu")
     return config, run(config)
 
 
 def test_tables_hold_every_method_with_its_controls(study):
     config, _ = study
-    folder = config.record / config.name
+    folder = config.tables(NAME, config.name)
     enrichment = pd.read_csv(folder / "enrichment.csv")
     assert set(enrichment["model"]) == {"square", "random", "untrained"}
     assert {
@@ -56,17 +54,17 @@ def test_tables_hold_every_method_with_its_controls(study):
 def test_tables_are_reused_and_figures_come_from_them_alone(study, tmp_path):
     config, figures = study
     assert len(figures) >= 8
-    before = {path.name: path.stat().st_mtime_ns for path in (config.record / config.name).glob("*.csv")}
+    before = {path.name: path.stat().st_mtime_ns for path in (config.tables(NAME, config.name)).glob("*.csv")}
     started = time.perf_counter()
     run(config)
-    assert {path.name: path.stat().st_mtime_ns for path in (config.record / config.name).glob("*.csv")} == before
+    assert {path.name: path.stat().st_mtime_ns for path in (config.tables(NAME, config.name)).glob("*.csv")} == before
     assert time.perf_counter() - started < 60
-    assert {p.name for p in draw(config.record / config.name, tmp_path)} == {p.name for p in figures}
+    assert {p.name for p in draw(config.tables(NAME, config.name), tmp_path)} == {p.name for p in figures}
 
 
 def test_measured_effects_stand_beside_enrichment_where_the_models_are_alike(study, tmp_path):
     config, _ = study
-    enrichment = pd.read_csv(config.record / config.name / "enrichment.csv")
+    enrichment = pd.read_csv(config.tables(NAME, config.name) / "enrichment.csv")
     keys = {"task": "addition", "format": "direct", "tokenizer": "number", "split": "square"}
     groups = ["near", "same_answer", "same_operand", "same_step"]
     ends = {"low": -1.0, "high": 3.0}

@@ -28,7 +28,7 @@ MINIATURE = dataclasses.replace(PRESETS["test"], device="cpu")
 
 
 def measured(folder, *parts: str) -> pd.DataFrame:
-    found = run(dataclasses.replace(MINIATURE, parts=parts, record=folder))
+    found = run(dataclasses.replace(MINIATURE, parts=parts, out=folder))
     table, manifest = pd.read_csv(found / "results.csv"), read_json(found / "manifest.json")
     assert not [part for part in parts if "failed" in manifest["parts"][part]]
     assert set(parts) <= set(table["part"])
@@ -85,8 +85,8 @@ def test_training_parts(tmp_path):
 def test_replicas(tmp_path):
     # a process of its own: shapes checked at run time do not go to the processes that it starts
     command = [sys.executable, "-m", "cri.studies.performance", "test", "--device", "cpu", "--parts", "replicas"]
-    subprocess.run([*command, "--record", tmp_path], check=True, capture_output=True)
-    table = pd.read_csv(tmp_path / "test" / "results.csv")
+    subprocess.run([*command, "--out", tmp_path], check=True, capture_output=True)
+    table = pd.read_csv(tmp_path / "studies" / "performance" / "test" / "results.csv")
     # what is short comes before the bank, whose few steps in miniature extrapolate to anything
     assert table["work"].iloc[0] == "one nano model"
     check(table.iloc[:1])
@@ -162,7 +162,7 @@ def parts(monkeypatch):
 
 def test_rows_of_other_parts_survive_and_a_part_measured_again_is_replaced(parts, tmp_path):
     def again(size, *names):
-        folder = run(dataclasses.replace(MINIATURE, parts=names, size=size, record=tmp_path))
+        folder = run(dataclasses.replace(MINIATURE, parts=names, size=size, out=tmp_path))
         return pd.read_csv(folder / "results.csv"), read_json(folder / "manifest.json")["parts"]
 
     table, _ = again(12, "first", "second")
@@ -175,8 +175,8 @@ def test_rows_of_other_parts_survive_and_a_part_measured_again_is_replaced(parts
 
 def test_a_failing_part_is_recorded_and_loses_nothing(parts, tmp_path, capsys):
     with pytest.raises(CriError, match="parts: broken failed"):
-        run(dataclasses.replace(MINIATURE, parts=("first", "broken", "second"), record=tmp_path))
-    folder = tmp_path / "test"
+        run(dataclasses.replace(MINIATURE, parts=("first", "broken", "second"), out=tmp_path))
+    folder = tmp_path / "studies" / "performance" / "test"
     assert pd.read_csv(folder / "results.csv")["part"].tolist() == ["first", "broken", "second"]
     recorded = read_json(folder / "manifest.json")["parts"]
     assert recorded["broken"]["failed"] == "RuntimeError: no such kernel"
@@ -185,20 +185,20 @@ def test_a_failing_part_is_recorded_and_loses_nothing(parts, tmp_path, capsys):
 
 
 def test_a_part_that_fails_leaves_what_was_measured_of_it_before(parts, tmp_path, monkeypatch):
-    folder = run(dataclasses.replace(MINIATURE, parts=("first",), record=tmp_path))
+    folder = run(dataclasses.replace(MINIATURE, parts=("first",), out=tmp_path))
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     for broken in (PARTS["broken"], lambda config, device: iter([1 / 0])):
         monkeypatch.setitem(PARTS, "first", broken)
         with pytest.raises(CriError, match="parts: first failed"):
-            run(dataclasses.replace(MINIATURE, parts=("first",), size=13, record=tmp_path))
+            run(dataclasses.replace(MINIATURE, parts=("first",), size=13, out=tmp_path))
         assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
 def test_a_part_that_fails_at_once_leaves_a_record_that_can_be_read(parts, tmp_path, monkeypatch):
     monkeypatch.setitem(PARTS, "broken", lambda config, device: iter([1 / 0]))
     with pytest.raises(CriError, match="parts: broken failed"):
-        run(dataclasses.replace(MINIATURE, parts=("broken",), record=tmp_path))
-    folder = run(dataclasses.replace(MINIATURE, parts=("first",), record=tmp_path))
+        run(dataclasses.replace(MINIATURE, parts=("broken",), out=tmp_path))
+    folder = run(dataclasses.replace(MINIATURE, parts=("first",), out=tmp_path))
     verify(folder)
     assert set(read_json(folder / "manifest.json")["parts"]) == {"broken", "first"}
 
@@ -208,7 +208,7 @@ def test_a_part_that_fails_at_once_leaves_a_record_that_can_be_read(parts, tmp_p
     [("size", "1"), ("paper-model", "bogus"), ("replicas", "0"), ("repeats", "-1"), ("attribution-cases", "0 4")],
 )
 def test_a_bad_value_is_one_line_before_anything_is_measured(parts, tmp_path, capsys, field, value):
-    arguments = ["test", f"--{field}", *value.split(), "--parts", "first", "--record", str(tmp_path / "record")]
+    arguments = ["test", f"--{field}", *value.split(), "--parts", "first", "--out", str(tmp_path / "record")]
     with pytest.raises(SystemExit) as stop:
         run_command(PerformanceConfig, run, "", arguments, PRESETS)
     assert stop.value.code == 2
@@ -231,7 +231,7 @@ def test_presets_name_parts_that_exist():
 
 
 def test_an_unknown_part_is_one_line(tmp_path, capsys):
-    arguments = ["test", "--parts", "decoding", "nothing", "--record", str(tmp_path)]
+    arguments = ["test", "--parts", "decoding", "nothing", "--out", str(tmp_path)]
     with pytest.raises(SystemExit) as stop:
         run_command(PerformanceConfig, run, "", arguments, PRESETS)
     assert stop.value.code == 2

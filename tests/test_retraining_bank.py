@@ -28,6 +28,7 @@ from cri.retraining import plans as bank_plans
 from cri.retraining import records as retrainings
 from cri.retraining.records import load_retrainings, log_odds, retrain
 from cri.retraining.removals import random_removal, removal_groups
+from cri.storage import write_json
 from cri.studies.attribution_quality import figures as quality_figures
 from cri.studies.attribution_quality import study as attribution_quality
 from cri.studies.attribution_quality.tables import top_k_table
@@ -269,46 +270,46 @@ def bank(tmp_path_factory):
     plans += [f"{task}:direct:number/removals-square" for task in ("patchwork", "digit_table")]
     config = dataclasses.replace(
         bank_config.PRESETS["test"], plans=tuple(plans), half_side=2, steps=15, n_subsets=3, n_tests=1,
-        record=folder, jobs=1, device="cpu",
+        out=folder, jobs=1, device="cpu",
     )  # fmt: skip
     retraining_bank.run(config)
-    return folder
+    return folder / "studies" / "retraining_bank"
 
 
 def test_removal_study_from_records_to_figures(bank, tmp_path):
-    config = dataclasses.replace(
-        counterfactual_removal.PRESETS["test"], records=bank, record=tmp_path / "r", figures=tmp_path / "f"
-    )
+    config = dataclasses.replace(counterfactual_removal.PRESETS["test"], records=bank, out=tmp_path)
     figures = counterfactual_removal.run(config)
     names = {f.stem.removeprefix("counterfactual_removal_test_") for f in figures}
     assert names == {"index", "dose_index", "effects", "worth"}
     assert all(f.stat().st_size > 0 for f in figures)
-    index = pd.read_csv(tmp_path / "r" / "test" / "index.csv")
+    index = pd.read_csv(tmp_path / "studies" / "counterfactual_removal" / "test" / "index.csv")
     assert set(index["model"]) == {"trained", "untrained", "relabelled"}
     assert set(index["task"]) == {"addition", "patchwork", "digit_table"}
     assert {"edge", "outside", "all", "random"} <= set(index["region"])
     assert index["cri"].between(-1, 1).all()
-    cases = pd.read_csv(tmp_path / "r" / "test" / "cases.csv")
+    cases = pd.read_csv(tmp_path / "studies" / "counterfactual_removal" / "test" / "cases.csv")
     assert (cases["cri_low"] <= cases["cri_high"]).all()
     assert set(cases["split"]) == {"square"}
-    assert pd.read_csv(tmp_path / "r" / "test" / "calibration.csv")["auc"].between(0, 1).all()
-    sizes = pd.read_csv(tmp_path / "r" / "test" / "near_sizes.csv")
+    assert (
+        pd.read_csv(tmp_path / "studies" / "counterfactual_removal" / "test" / "calibration.csv")["auc"]
+        .between(0, 1)
+        .all()
+    )
+    sizes = pd.read_csv(tmp_path / "studies" / "counterfactual_removal" / "test" / "near_sizes.csv")
     assert set(sizes["size"]) == {8, 30}
     assert (sizes["n_removed"] == sizes["size"]).all()
-    doses = pd.read_csv(tmp_path / "r" / "test" / "doses.csv")
+    doses = pd.read_csv(tmp_path / "studies" / "counterfactual_removal" / "test" / "doses.csv")
     assert set(doses["group"]) == {"near", "same_answer", "same_operand", "same_step"}
-    found = pd.read_csv(tmp_path / "r" / "test" / "dose_index.csv")
+    found = pd.read_csv(tmp_path / "studies" / "counterfactual_removal" / "test" / "dose_index.csv")
     assert set(found["model"]) == {"trained", "relabelled"}
     assert (found["cri_low"] <= found["cri_high"]).all()
 
 
 def test_case_effects_study_from_records_to_figures(bank, tmp_path):
-    config = dataclasses.replace(
-        case_effects.PRESETS["test"], records=bank, record=tmp_path / "r", figures=tmp_path / "f"
-    )
+    config = dataclasses.replace(case_effects.PRESETS["test"], records=bank, out=tmp_path)
     figures = case_effects.run(config)
     assert {f.stem.removeprefix("case_effects_test_") for f in figures} == {"kernel", "kinds"}
-    tables = {p.stem: pd.read_csv(p) for p in (tmp_path / "r" / "test").glob("*.csv")}
+    tables = {p.stem: pd.read_csv(p) for p in (tmp_path / "studies" / "case_effects" / "test").glob("*.csv")}
     assert set(tables) == {"kernel", "kinds", "memberships", "verdicts"}
     assert tables["kernel"][["d_row", "d_col"]].abs().max().max() == 5
     kinds = tables["kinds"].dropna(subset=["low", "high"])
@@ -322,17 +323,17 @@ def test_case_effects_study_from_records_to_figures(bank, tmp_path):
 
 
 def test_leave_x_out_study_from_records_to_figures(bank, tmp_path):
-    config = dataclasses.replace(leave_x_out.PRESETS["test"], records=bank, record=tmp_path / "r", figures=tmp_path)
+    config = dataclasses.replace(leave_x_out.PRESETS["test"], records=bank, out=tmp_path)
     assert len(leave_x_out.run(config)) == 4
-    designs = pd.read_csv(tmp_path / "r" / "test" / "designs.csv").set_index("design")
+    designs = pd.read_csv(tmp_path / "studies" / "leave_x_out" / "test" / "designs.csv").set_index("design")
     assert set(designs.index) == set(DESIGNS)
-    symmetry = pd.read_csv(tmp_path / "r" / "test" / "symmetry.csv")
+    symmetry = pd.read_csv(tmp_path / "studies" / "leave_x_out" / "test" / "symmetry.csv")
     assert symmetry["equal"].between(0, 1).all()
     assert designs.loc["answers", "image"] < designs.loc["random", "image"] <= 1
     record = load_retrainings(bank / "test" / "addition-direct-number" / "leave-out")
     row = int(np.flatnonzero(record.table["design"] == "band")[0])
     assert designs.loc["band", "accuracy"] == pytest.approx(record.correct[row, ~record.train[row]].mean(), abs=1e-4)
-    assert len(pd.read_csv(tmp_path / "r" / "test" / "sliding.csv")) == 4
+    assert len(pd.read_csv(tmp_path / "studies" / "leave_x_out" / "test" / "sliding.csv")) == 4
     places = pd.DataFrame({"center_row": range(9), "center_col": 0, "seed": 0, "distance": 2.0, "image": 1.0})
     family = {"task": "addition", "format": "direct", "tokenizer": "number"}
     slid = places.assign(accuracy=places["center_row"] / 9, same_answer=places["center_row"] ** 2, **family)
@@ -370,16 +371,18 @@ def test_quality_study_from_records_to_figures(bank, tmp_path, monkeypatch):
     points = quality_figures.quality_points
     monkeypatch.setattr(quality_figures, "quality_points", lambda *args, **kw: axes.append(points(*args, **kw)))
     config = dataclasses.replace(
-        attribution_quality.PRESETS["test"], records=bank, record=tmp_path / "r", figures=tmp_path / "f", tracin=True,
+        attribution_quality.PRESETS["test"], records=bank, out=tmp_path, tracin=True,
         runs=tmp_path / "runs", jobs=1, device="cpu",
     )  # fmt: skip
     drawn = {f.stem.removeprefix("attribution_quality_test_") for f in attribution_quality.run(config)}
     assert drawn == {"lds", "variants"}
-    lds = pd.read_csv(tmp_path / "r" / "test" / "lds.csv")
+    lds = pd.read_csv(tmp_path / "studies" / "attribution_quality" / "test" / "lds.csv")
     assert {"same_answer", "bm25", "GradDot", "TracIn", "EK-FAC", "EK-FAC, mean over seeds"} <= set(lds["method"])
     assert {"cosine, layer 0", "cosine, layer 1", "operand"} <= set(lds["method"])
     assert "larger a" in {text.get_text() for ax in axes for text in ax.get_yticklabels()}
-    assert "operand" in set(pd.read_csv(tmp_path / "r" / "test" / "methods.csv")["method"])
+    assert "operand" in set(
+        pd.read_csv(tmp_path / "studies" / "attribution_quality" / "test" / "methods.csv")["method"]
+    )
     assert "EK-FAC, mean over 4 models" in set(lds["method"])
     (halves,) = (tmp_path / "runs").glob("bank-*")
     base = load_retrainings(bank / "test" / "addition-direct-number" / "base")
@@ -396,7 +399,7 @@ def test_quality_study_from_records_to_figures(bank, tmp_path, monkeypatch):
 
 
 def test_top_k_removes_what_each_method_ranks_highest(bank, tmp_path):
-    options = dataclasses.replace(bank_config.PRESETS["test"], half_side=2, steps=15, record=bank)
+    options = dataclasses.replace(bank_config.PRESETS["test"], half_side=2, steps=15)
     family = bank_plans.make_family("addition:direct:number", options)
     base = load_retrainings(bank / "test" / "addition-direct-number" / "base")
     # models of 15 steps answer nothing rightly
@@ -435,9 +438,16 @@ def test_top_k_removes_what_each_method_ranks_highest(bank, tmp_path):
 def test_studies_make_the_bank_they_need(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(retraining_bank, "run", lambda config: asked.append(config))
-    config = dataclasses.replace(counterfactual_removal.PRESETS["test"], records=tmp_path, jobs=3)
-    assert retraining_bank.find_or_make(config, "removals-") == tmp_path / "test"
-    assert [(c.record, c.jobs, c.name) for c in asked] == [(tmp_path, 3, "test")]
+    config = dataclasses.replace(
+        counterfactual_removal.PRESETS["test"], records=tmp_path / "recorded", out=tmp_path, jobs=3
+    )
+    made = tmp_path / "studies" / "retraining_bank" / "test"
+    assert retraining_bank.find_or_make(config, "removals-") == made
+    assert [(c.out, c.jobs, c.name) for c in asked] == [(tmp_path, 3, "test")]
+    # what is recorded is read, never written to
+    for folder in (made, tmp_path / "recorded" / "test"):
+        write_json(folder / "addition-direct-number" / "removals-square" / "complete.json", {"sha256": {}})
+        assert retraining_bank.find_or_make(config, "removals-") == folder
     asked.clear()
     retraining_bank.find_or_make(dataclasses.replace(config, bank="cpu"), "removals-")
     assert [c.plans[0] for c in asked] == ["addition:direct:number/base", "patchwork:direct:number/base"]

@@ -14,6 +14,7 @@ from cri import plots
 from cri.cli import run_command
 from cri.config import RunConfig
 from cri.errors import CriError
+from cri.options import FamilyName
 from cri.storage import write_json
 from cri.studies.rule_steps import figures as rule_steps_figures
 from cri.studies.rule_steps import measures as rule_steps_measures
@@ -213,7 +214,7 @@ def test_a_run_of_the_wrong_format_exits_2(capsys, tiny_run, tmp_path):
 
 
 def test_subjects():
-    assert Subject.parse("addition:rfft:digit:0,2") == Subject("addition", "rfft", "digit", (0, 2))
+    assert Subject.parse("addition:rfft:digit:0,2") == Subject(FamilyName("addition", "rfft", "digit"), (0, 2))
     for config in PRESETS.values():
         for text in config.subjects:
             Subject.parse(text)
@@ -253,21 +254,20 @@ def test_the_miniature_from_end_to_end(runs, tmp_path):
     config = dataclasses.replace(
         PRESETS["test"],
         runs=runs,
-        out=tmp_path / "tables",
-        figures=tmp_path / "figures",
+        out=tmp_path,
         jobs=1,
         removal=tmp_path / "none",
     )
     figures = run(config)
     assert all(path.stat().st_size > 0 for path in figures)
-    tables = {p.stem: pd.read_csv(p) for p in (tmp_path / "tables").glob("*.csv")}
+    tables = {p.stem: pd.read_csv(p) for p in (tmp_path / "studies" / "rule_steps" / "test").glob("*.csv")}
     assert {"runs", "edits", "follow", "verdict", "agreement", "agreement_rates"} <= set(tables)
     models = tables["follow"].query("kind == 'all' and seen == 'all'").groupby("model")["follows"].max()
     assert models["untrained"] == 0
     assert set(models.index) == {"trained", "untrained", "shuffled"}
-    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "tables").iterdir()}
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "studies" / "rule_steps" / "test").iterdir()}
     assert run(config) == figures
-    after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "tables").iterdir()}
+    after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "studies" / "rule_steps" / "test").iterdir()}
     assert {k: v for k, v in before.items() if k.endswith("csv")} == {
         k: v for k, v in after.items() if k.endswith("csv")
     }
@@ -289,13 +289,12 @@ def test_interchange_knockout_and_probes_from_end_to_end(runs, tiny_run, tmp_pat
     accuracy = load_run(trained).predictions["correct"].mean()
     assert accuracy > 0.8
     config = dataclasses.replace(
-        PRESETS["test"], use=(trained, tiny_run.path), n_cases=20, n_pairs=20, out=tmp_path / "tables",
-        figures=tmp_path / "figures", removal=tmp_path / "none",
+        PRESETS["test"], use=(trained, tiny_run.path), n_cases=20, n_pairs=20, out=tmp_path, removal=tmp_path / "none",
     )  # fmt: skip
-    names = {path.stem.removeprefix("rule_steps_tables_") for path in run(config)}
+    names = {path.stem.removeprefix("rule_steps_test_") for path in run(config)}
     maps = {"map_addition_scratchpad_digit", "map_addition_direct_number"}
     assert maps | {"follow", "knockout", "probes", "components", "agreement"} <= names
-    tables = {p.stem: pd.read_csv(p) for p in (tmp_path / "tables").glob("*.csv")}
+    tables = {p.stem: pd.read_csv(p) for p in (tmp_path / "studies" / "rule_steps" / "test").glob("*.csv")}
     iia = tables["iia"]
     assert iia.loc[iia["vectors"] == "self", "max_effect"].max() < 1e-3
     assert iia.loc[iia["vectors"] == "self", "rule"].max() == 0

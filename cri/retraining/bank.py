@@ -14,6 +14,7 @@ from typing import Any
 
 from cri.cli import run_command
 from cri.errors import CriError
+from cri.options import FamilyName
 from cri.retraining.config import DESIGNED_REMOVALS, NAME, PRESETS, RetrainingBank, Study
 
 
@@ -53,20 +54,23 @@ def run(config: RetrainingBank) -> list[Path]:
 
 
 def find_or_make(study: Study, plan: str, family: str = "*") -> Path:
-    """The folder of the bank that a study reads. Where it holds no finished record of a plan of the family (of any by
-    default) that begins with `plan`, the bank is made first, for designed removals also its planted models. Raises
-    `CriError` for a family that the preset has not."""
+    """The folder of the bank that a study reads: the recorded one, or that below the study's own output. Where neither
+    holds a finished record of a plan of the family (of any by default) that begins with `plan`, the bank is made there,
+    for designed removals also its planted models. Raises `CriError` for a family that the preset has not."""
     from cri.storage import is_complete
 
     preset = PRESETS[study.bank]
-    folder = study.records / preset.name
-    if not any(is_complete(path) for path in folder.glob(f"{family}/{plan}*")):
-        if not any(p.replace(":", "-").split("/")[0] == family for p in preset.plans) and family != "*":
-            raise CriError(f"family: {family} is not recorded in {folder}, nor among the plans of that preset")
-        for name in (study.bank, f"{study.bank}-planted"):
-            if name in PRESETS and (name == study.bank or plan == DESIGNED_REMOVALS):
-                run(dataclasses.replace(PRESETS[name], record=study.records, jobs=study.jobs, device=study.device))
-    return folder
+    recorded, made = study.records / preset.name, study.tables(NAME, preset.name)
+    for folder in (recorded, made):
+        if any(is_complete(path) for path in folder.glob(f"{family}/{plan}*")):
+            return folder
+    planned = {FamilyName.parse(p.partition("/")[0]).folder for p in preset.plans}
+    if family not in {"*", *planned}:
+        raise CriError(f"family: {family} is not recorded in {recorded}, nor among the plans of that preset")
+    for name in (study.bank, f"{study.bank}-planted"):
+        if name in PRESETS and (name == study.bank or plan == DESIGNED_REMOVALS):
+            run(dataclasses.replace(PRESETS[name], out=study.out, jobs=study.jobs, device=study.device))
+    return made
 
 
 def checksums(folder: Path, *plans: str) -> dict[str, str]:

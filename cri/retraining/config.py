@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from cri.config import RunConfig
 from cri.errors import out_of_range, unknown_name
+from cri.options import FamilyName, WorkOptions
 from cri.retraining.removals import REMOVALS
 from cri.training.jobs import Backend
 from cri.training.recipes import recipe
@@ -18,7 +19,7 @@ DESIGNED_REMOVALS = "removals-"
 
 
 @dataclass(frozen=True)
-class RetrainingBank:
+class RetrainingBank(WorkOptions):
     """What to train, and at which size."""
 
     plans: tuple[str, ...] = ()
@@ -64,17 +65,12 @@ class RetrainingBank:
     """How many of the highest-scored training cases are removed."""
     name: str = "cpu"
     """Names the folder of records."""
-    record: Path = Path("studies") / NAME
-    """Folder of recorded tables."""
     method: Literal["auto", "stacked", "processes"] = "auto"
-    jobs: int = 0
-    """Models trained at once on CPU; 0 is one a core (with Ray: as many as the cluster takes)."""
     backend: Backend = "processes"
-    """`ray` hands parts of a plan to the Ray cluster that RAY_ADDRESS names, or to a local one; `record` must lie in a
+    """`ray` hands parts of a plan to the Ray cluster that RAY_ADDRESS names, or to a local one; `out` must lie in a
     folder that all its machines share."""
     gpus_per_job: float = 0.0
     """With Ray: the share of a GPU that each part is given; 0 trains on CPU."""
-    device: str = "auto"
 
     def __post_init__(self) -> None:
         for field in ("seeds", "removal_sizes", "leave_out_seeds", "sliding_seeds", "top_k", "near_sizes"):
@@ -92,12 +88,12 @@ class RetrainingBank:
 
     def run_config(self, family: str) -> RunConfig:
         """The run of a family's square split, by its recipe."""
-        task, fmt, tokenizer = family.split(":")
-        config = recipe(task, fmt, tokenizer=tokenizer, model=self.model)
+        name = FamilyName.parse(family)
+        config = recipe(name.task, name.format, tokenizer=name.tokenizer, model=self.model)
         config = config.replace(split_params={"half_side": self.half_side})
         if self.size:
             # modular addition: one period, as on the paper's grid
-            modulus = {"modulus": self.size} if task == "mod_addition" else {}
+            modulus = {"modulus": self.size} if name.task == "mod_addition" else {}
             config = config.replace(task_params={"size": self.size, **modulus})
         changes = {
             "steps": self.steps, "batch_size": self.batch_size, "lr": self.lr, "precision": self.precision,
@@ -111,7 +107,7 @@ class RetrainingBank:
 
     def folder(self, family: str, kind: str) -> Path:
         """Where the record of a plan lies."""
-        return self.record / self.name / family.replace(":", "-") / kind
+        return self.tables(NAME, self.name) / FamilyName.parse(family).folder / kind
 
 
 class Study(Protocol):
@@ -125,6 +121,9 @@ class Study(Protocol):
     def jobs(self) -> int: ...
     @property
     def device(self) -> str: ...
+    @property
+    def out(self) -> Path: ...
+    def tables(self, study: str, name: str) -> Path: ...
 
 
 def _plans(families: dict[str, tuple[str, ...]]) -> tuple[str, ...]:

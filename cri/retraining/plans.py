@@ -27,6 +27,7 @@ from cri.data.splits import depth, in_square, random
 from cri.data.token_table import TokenTable
 from cri.ensembles.engine import Replica
 from cri.errors import CriError, unknown_name
+from cri.options import EXAMPLE, FamilyName
 from cri.retraining.records import EXPLAINS, Retrainings
 from cri.retraining.removals import by_distance, random_removal, removal_groups
 from cri.tasks import Task
@@ -338,9 +339,11 @@ def predictions(family: Family, record: Retrainings) -> dict[str, list[str]]:
 
 def plan_parts(plan: str) -> tuple[str, str]:
     """Family and kind of FAMILY/KIND; raises `CriError` for anything else."""
-    family, _, kind = plan.partition("/")
-    if family.count(":") != 2:
-        raise CriError(f"plans: {plan!r} is not TASK:FORMAT:TOKENIZER/KIND (for example addition:direct:number/base)")
+    name, _, kind = plan.partition("/")
+    try:
+        family = str(FamilyName.parse(name))
+    except CriError:
+        raise CriError(f"plans: {plan!r} is not TASK:FORMAT:TOKENIZER/KIND (for example {EXAMPLE}/base)") from None
     if kind not in (BASE, *PLANS):
         raise unknown_name("plans: kind", kind, (BASE, *PLANS))
     return family, kind

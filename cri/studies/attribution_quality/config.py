@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cri.attribution.methods import METHODS, of_kind
 from cri.errors import CriError, out_of_range, unknown_name
+from cri.options import EXAMPLE, FamilyName, RunOptions
 from cri.retraining import config as bank_config
 
 NAME = "attribution_quality"
@@ -14,13 +15,13 @@ TARGETS = ("reference", "prediction")
 
 
 @dataclass(frozen=True)
-class AttributionQuality:
+class AttributionQuality(RunOptions):
     """Which retrainings to read, and which methods to judge."""
 
     bank: str = "cpu"
     """Preset of `retraining_bank` whose records are read, and made where there are none; it names the folder of tables
     and the figures."""
-    family: str = "addition:direct:number"
+    family: str = EXAMPLE
     """TASK:FORMAT:TOKENIZER of the models that are explained."""
     targets: tuple[str, ...] = TARGETS
     """What is attributed: the `reference` answer, or the `prediction` of the first base model."""
@@ -40,21 +41,12 @@ class AttributionQuality:
     n_boot: int = 1000
     """Bootstrap samples."""
     records: Path = Path("studies") / bank_config.NAME
-    """Folder of recorded retrainings."""
-    record: Path = Path("studies") / NAME
-    """Folder of recorded tables."""
-    figures: Path = Path("figures")
-    runs: Path = Path("runs")
-    """Folder of the ensemble's models."""
-    jobs: int = 0
-    """Models trained at once on CPU; 0 is one a core."""
-    device: str = "auto"
+    """Folder of recorded retrainings; where it has none, those below `out` are read, and made."""
 
     def __post_init__(self) -> None:
         if self.bank not in bank_config.PRESETS:
             raise unknown_name("bank", self.bank, bank_config.PRESETS)
-        if self.family.count(":") != 2:
-            raise CriError(f"family: {self.family!r} is not TASK:FORMAT:TOKENIZER (for example addition:direct:number)")
+        FamilyName.parse(self.family)
         for field, names, known in (("targets", self.targets, TARGETS), ("methods", self.methods, METHODS)):
             for name in names:
                 if name not in known:

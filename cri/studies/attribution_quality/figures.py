@@ -10,10 +10,10 @@ import pandas as pd
 
 from cri import plots
 from cri.attribution.methods import METHODS, find
+from cri.options import FamilyName
 from cri.plots.retraining import CONTROL, RETRAININGS, flip_curves, quality_bars, quality_points
 from cri.retraining.config import PRESETS
 from cri.storage import read_json
-from cri.studies.common.family import family_title
 
 EVERYWHERE, TARGET = "all", "reference"
 DOMINATED = ("shared_operand",)
@@ -116,7 +116,7 @@ def _top_k(table: pd.DataFrame, n_base: int, family: str) -> Any:
 def draw(tables: Path, figures: Path) -> list[Path]:
     """Draws the figures from the tables in a folder; returns the files written."""
     manifest = read_json(tables / "manifest.json")
-    family = family_title(dict(zip(("task", "format", "tokenizer"), manifest["family"].split(":"), strict=True)))
+    family = FamilyName.parse(manifest["family"]).title
     damped = f"{family}; {_damping(manifest)}"
     lds = pd.read_csv(tables / "lds.csv")
     n_base = len(PRESETS[manifest["bank"]].seeds)

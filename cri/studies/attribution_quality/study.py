@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cri.attribution.methods import help_text, settings
 from cri.cli import run_command
+from cri.options import EXAMPLE, FamilyName
 from cri.retraining import bank as retraining_bank
 from cri.studies.attribution_quality.config import NAME, PRESETS, AttributionQuality
 from cri.studies.common.records import code_hash, recording
@@ -25,8 +26,8 @@ def run(config: AttributionQuality) -> list[Path]:
     from cri.studies.attribution_quality.tables import compute
 
     started = time.perf_counter()
-    name = config.family.replace(":", "-")
-    folder = config.record / (config.bank if config.family == PRESETS["cpu"].family else f"{config.bank}-{name}")
+    name = FamilyName.parse(config.family).folder
+    folder = config.tables(NAME, config.bank if config.family == EXAMPLE else f"{config.bank}-{name}")
     with recording(folder, config.figures) as record:
         source = retraining_bank.find_or_make(config, "subsets-", name) / name
         tables = compute(source, config)

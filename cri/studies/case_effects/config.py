@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cri.errors import out_of_range, unknown_name
+from cri.options import WorkOptions
 from cri.retraining import config as bank_config
 
 NAME = "case_effects"
 
 
 @dataclass(frozen=True)
-class CaseEffects:
+class CaseEffects(WorkOptions):
     """Which retrainings to read, and how often planted mechanisms are simulated."""
 
     bank: str = "cpu"
@@ -27,13 +28,7 @@ class CaseEffects:
     n_coverage: int = 0
     """Simulated experiments for each setting of the intervals' coverage; 0 leaves it out."""
     records: Path = Path("studies") / bank_config.NAME
-    """Folder of recorded retrainings."""
-    record: Path = Path("studies") / NAME
-    """Folder of recorded tables."""
-    figures: Path = Path("figures")
-    jobs: int = 0
-    """Models trained at once on CPU; 0 is one a core."""
-    device: str = "auto"
+    """Folder of recorded retrainings; where it has none, those below `out` are read, and made."""
 
     def __post_init__(self) -> None:
         if self.bank not in bank_config.PRESETS:

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from cri import plots
+from cri.options import FamilyName
 from cri.plots.offsets import kind_points, offset_map
-from cri.studies.common.family import family_order, family_title
 from cri.tasks.planted import PLANTED
 
 REGIONS = {"random": "random split", "outside": "outside the square", "square": "in the square"}
@@ -40,9 +40,9 @@ def draw(folder: Path, figures: Path) -> list[Path]:
 
 
 def _with_families(table: pd.DataFrame) -> pd.DataFrame:
-    rows = table.assign(family=[family_title(row) for row in table.to_dict("records")])
-    order = {f: i for i, f in enumerate(sorted({family_order(row) for row in table.to_dict("records")}))}
-    keys = [order[family_order(row)] for row in table.to_dict("records")]
+    rows = table.assign(family=[FamilyName.of(row).title for row in table.to_dict("records")])
+    order = {f: i for i, f in enumerate(sorted({FamilyName.of(row).order for row in table.to_dict("records")}))}
+    keys = [order[FamilyName.of(row).order] for row in table.to_dict("records")]
     return rows.assign(order=keys).sort_values("order", kind="stable")
 
 

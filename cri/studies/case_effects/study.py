@@ -28,7 +28,7 @@ def run(config: CaseEffects) -> list[Path]:
     started = time.perf_counter()
     facts: dict[str, Any] = {"bank": config.bank, "n_boot": config.n_boot, "code": code_hash(f"{NAME}/*.py")}
     simulated = bool(config.n_calibration or config.n_coverage)
-    with recording(config.record / ("calibration" if simulated else config.bank), config.figures) as record:
+    with recording(config.tables(NAME, "calibration" if simulated else config.bank), config.figures) as record:
         if simulated:
             tables = calibrate(config.n_calibration, config.n_coverage)
             shown = next(iter(tables.values()))

@@ -1,1 +1,1 @@
-"""What studies share: records of tables, families of models."""
+"""What studies share: records of tables, ranges in captions."""

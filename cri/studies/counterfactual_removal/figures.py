@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 
 from cri import plots
+from cri.options import FamilyName
 from cri.plots.retraining import index_strip, removal_effects
 from cri.plots.worth import worth_points
-from cri.studies.common.family import family_order, family_title, span
+from cri.studies.common.spans import span
 from cri.tasks.planted import PLANTED
 
 FAMILY = ["task", "format", "tokenizer", "split"]
@@ -26,14 +27,14 @@ _PLANTED_ROWS = {"patchwork": "cases only", "digit_table": "steps only"}
 def _title(key: dict[str, str]) -> str:
     if key["task"] in PLANTED:
         return f"planted:\n{_PLANTED_ROWS[key['task']]}"
-    return f"{family_title(key)}\n{key['split']} split"
+    return f"{FamilyName.of(key).title}\n{key['split']} split"
 
 
 def _families(table: pd.DataFrame) -> list[tuple[dict[str, str], pd.DataFrame]]:
     """Planted ones last."""
     found = [(dict(zip(FAMILY, key, strict=True)), part) for key, part in table.groupby(FAMILY, sort=False)]
     return sorted(
-        found, key=lambda item: (item[0]["task"] in PLANTED, family_order(item[0]), item[0]["split"] != "square")
+        found, key=lambda item: (item[0]["task"] in PLANTED, FamilyName.of(item[0]).order, item[0]["split"] != "square")
     )
 
 
@@ -67,10 +68,10 @@ def _rows(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for row in table[table["model"] == "trained"].to_dict("records"):
         planted = row["task"] in PLANTED
-        row["group"] = "planted mechanisms" if planted else family_title(row)
+        row["group"] = "planted mechanisms" if planted else FamilyName.of(row).title
         kind = list(_PLANTED_ROWS).index(row["task"]) if planted else 0
         row["order"] = (
-            not planted, kind, *family_order(row), list(PLACES).index(row["region"]), -row.get("removed", 0)
+            not planted, kind, *FamilyName.of(row).order, list(PLACES).index(row["region"]), -row.get("removed", 0)
         )  # fmt: skip
         share = f", {row['removed']:.0%} removed" if row.get("removed") != main else ""
         kind = f"{_PLANTED_ROWS[row['task']]}, " if planted else ""
@@ -163,7 +164,12 @@ def draw(tables: Path, figures: Path) -> list[Path]:
         if "doses_matched" in t:
             halves = t["doses_matched"][t["doses_matched"]["removed"] == 0.5]
             rows = [row for row in halves.to_dict("records") if row["task"] not in PLANTED]
-            worth = pd.DataFrame([{**row, "family": family_title(row)} for row in sorted(rows, key=family_order)])
+            worth = pd.DataFrame(
+                [
+                    {**row, "family": FamilyName.of(row).title}
+                    for row in sorted(rows, key=lambda row: FamilyName.of(row).order)
+                ]
+            )
             # both tokenizers of the direct format together: what one hides from the model the other shows
             main = (worth["task"] == "addition") & (worth["format"] == "direct")
             for name, part in (("worth", worth[main]), ("worth_others", worth[~main])):

@@ -24,7 +24,7 @@ def run(config: CounterfactualRemoval) -> list[Path]:
     from cri.studies.counterfactual_removal.tables import compute
 
     started = time.perf_counter()
-    with recording(config.record / config.bank, config.figures) as record:
+    with recording(config.tables(NAME, config.bank), config.figures) as record:
         source = retraining_bank.find_or_make(config, bank_config.DESIGNED_REMOVALS)
         tables = compute(source, config.n_boot)
         facts = {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cri.errors import unknown_name
+from cri.options import WorkOptions
 from cri.retraining import config as bank_config
 
 NAME = "leave_x_out"
@@ -13,20 +14,14 @@ PLANS = ("leave-out", "leave-out-mirror", "sliding")
 
 
 @dataclass(frozen=True)
-class LeaveXOut:
+class LeaveXOut(WorkOptions):
     """Which retrainings to read."""
 
     bank: str = "cpu"
     """Preset of `retraining_bank` whose records are read, and made where there are none; it names the folder of tables
     and the figures."""
     records: Path = Path("studies") / bank_config.NAME
-    """Folder of recorded retrainings."""
-    record: Path = Path("studies") / NAME
-    """Folder of recorded tables."""
-    figures: Path = Path("figures")
-    jobs: int = 0
-    """Models trained at once on CPU; 0 is one a core."""
-    device: str = "auto"
+    """Folder of recorded retrainings; where it has none, those below `out` are read, and made."""
 
     def __post_init__(self) -> None:
         if self.bank not in bank_config.PRESETS:

@@ -22,7 +22,7 @@ def run(config: LeaveXOut) -> list[Path]:
     from cri.studies.leave_x_out.tables import compute, draw
 
     started = time.perf_counter()
-    with recording(config.record / config.bank, config.figures) as record:
+    with recording(config.tables(NAME, config.bank), config.figures) as record:
         source = retraining_bank.find_or_make(config, PLANS[0])
         tables, axis_names = compute(source)
         facts = {

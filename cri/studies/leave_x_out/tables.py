@@ -12,6 +12,7 @@ from cri import plots
 from cri.data.case_relations import grid_distance, mirror_images
 from cri.data.splits import Split, in_square
 from cri.data.step_coverage import step_coverage
+from cri.options import FamilyName
 from cri.plots.retraining import design_accuracy, sliding_map
 from cri.retraining.records import Retrainings, family_records, load_retrainings
 from cri.statistics import wilson
@@ -19,7 +20,7 @@ from cri.statistics.datamodels import rank, rank_correlation, resamples
 from cri.statistics.errors import differences, error_shares, paired_t
 from cri.statistics.readings import holm
 from cri.storage import is_complete, read_json
-from cri.studies.common.family import family_order, family_title, span
+from cri.studies.common.spans import span
 from cri.tasks import Task, make_task
 from cri.training.setup import Materials, prepare
 
@@ -292,7 +293,7 @@ def _panels(
 ) -> tuple[Any, Any, list[tuple[dict[str, str], pd.DataFrame]]]:
     """Figure and axes, three panels a row, and the families to draw in them."""
     found = [(dict(zip(FAMILY, key, strict=True)), part) for key, part in table.groupby(FAMILY, sort=False)]
-    found.sort(key=lambda item: family_order(item[0]))
+    found.sort(key=lambda item: FamilyName.of(item[0]).order)
     n_cols = min(3, len(found))
     fig, axes = plots.figure(-(-len(found) // n_cols), n_cols, size, **options)
     for ax in axes.flat[len(found) :]:
@@ -310,7 +311,9 @@ def _designs(table: pd.DataFrame) -> Any:
     fig, axes, families = _panels(table, (2.7, 2.9) if table.groupby(FAMILY).ngroups > 1 else (3.5, 2.8))
     for ax, (family, part) in zip(axes.flat, families, strict=False):
         design_accuracy(part, ax)
-        ax.set_title(f"{family_title(family)}\n{span(part['n_held_out'])} cases held out, {_seeds(part)}", pad=26)
+        ax.set_title(
+            f"{FamilyName.of(family).title}\n{span(part['n_held_out'])} cases held out, {_seeds(part)}", pad=26
+        )
     _legend(fig, axes)
     return fig
 
@@ -320,7 +323,7 @@ def _sliding(table: pd.DataFrame, axis_names: dict[str, list[str]]) -> Any:
     for ax, (family, part) in zip(axes.flat, families, strict=False):
         row_name, col_name = axis_names[family["task"]]
         sliding_map(part, ax, axis_names=(row_name, col_name), colorbar=False)
-        ax.set_title(f"{family_title(family)}\n{_seeds(part)}")
+        ax.set_title(f"{FamilyName.of(family).title}\n{_seeds(part)}")
     bar = fig.colorbar(axes[0, 0].images[0], ax=axes, fraction=0.03, pad=0.02)
     bar.set_label("mean accuracy in the square")
     bar.outline.set_linewidth(0.5)

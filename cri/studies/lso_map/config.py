@@ -5,19 +5,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from cri.config import RunConfig
+from cri.options import RunOptions
 from cri.tasks import TASKS
 from cri.training.recipes import recipe
 
+NAME = "lso_map"
 KEYS = ["task", "format", "tokenizer", "model", "split"]
 """What tells one map from another; seeds are averaged within a map."""
-STATUSES = ["right", "wrong", "truncated", "malformed"]
 
 
 @dataclass(frozen=True)
-class LsoMapConfig:
+class LsoMapConfig(RunOptions):
     """Which runs to map. Each is trained by its task's recipe unless `steps` says otherwise."""
 
     tasks: tuple[str, ...] = ("addition",)
@@ -34,14 +34,6 @@ class LsoMapConfig:
     """Training steps; 0 is the recipe's."""
     name: str = "cpu"
     """Names the folder of tables and the figures."""
-    runs: Path = Path("runs")
-    """Folder of trained runs."""
-    record: Path = Path("studies/lso_map")
-    """Folder of recorded tables."""
-    figures: Path = Path("figures")
-    jobs: int = 0
-    """Runs trained at once on CPU; 0 is one a core."""
-    device: str = "auto"
 
     def run_configs(self) -> Iterator[RunConfig]:
         """One config a run, in the order of the tables."""

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from cri.cli import run_command
 from cri.errors import CriError
-from cri.studies.lso_map.config import KEYS, PRESETS, STATUSES, LsoMapConfig
+from cri.evaluation.scoring import STATUSES
+from cri.studies.lso_map.config import KEYS, NAME, PRESETS, LsoMapConfig
 
 
 def run(config: LsoMapConfig) -> Path:
@@ -25,7 +26,7 @@ def run(config: LsoMapConfig) -> Path:
     configs = list(config.run_configs())
     if not configs:
         raise CriError("tasks, formats, tokenizers, models, splits, seeds: give at least one of each")
-    with recording(config.record / config.name, config.figures) as record:
+    with recording(config.tables(NAME, config.name), config.figures) as record:
         paths = train_runs(configs, config.runs, jobs=config.jobs, device=config.device)
         rows, parts = [], []
         for run_config, path in zip(configs, paths, strict=True):
@@ -47,7 +48,7 @@ def run(config: LsoMapConfig) -> Path:
         figures = record.write({name: table for name, table in tables.items() if not table.empty}, shape, draw)
     print(runs.drop(columns=["run", "commit", "trained_on"]).to_string(index=False))
     print(*figures, sep="\n")
-    return config.record / config.name
+    return config.tables(NAME, config.name)
 
 
 _RUN_COLUMNS = [
@@ -77,4 +78,4 @@ def draw(folder: Path, figures: Path) -> list[Path]:
 
 def main() -> None:
     """`python -m cri.studies.lso_map`."""
-    run_command(LsoMapConfig, run, __doc__, presets=PRESETS, prog="python -m cri.studies.lso_map")
+    run_command(LsoMapConfig, run, __doc__, presets=PRESETS, prog=f"python -m cri.studies.{NAME}")

@@ -10,8 +10,9 @@ import pandas as pd
 from cri.config import RunConfig
 from cri.data.splits import Split, make_split
 from cri.data.step_coverage import step_coverage
+from cri.evaluation.scoring import STATUSES
 from cri.statistics import agreement, grid_blocks, ring_accuracy
-from cri.studies.lso_map.config import KEYS, STATUSES
+from cri.studies.lso_map.config import KEYS
 from cri.tasks import Task, make_task
 
 

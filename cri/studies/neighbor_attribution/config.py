@@ -8,6 +8,7 @@ from pathlib import Path
 from cri.attribution.methods import of_kind
 from cri.config import RunConfig
 from cri.errors import out_of_range, unknown_name
+from cri.options import RunOptions
 from cri.training.recipes import recipe
 
 NAME = "neighbor_attribution"
@@ -15,7 +16,7 @@ METRICS = tuple(of_kind("similarity"))
 
 
 @dataclass(frozen=True)
-class NeighborAttribution:
+class NeighborAttribution(RunOptions):
     """Runs to compare, and how."""
 
     task: str = "addition"
@@ -38,16 +39,8 @@ class NeighborAttribution:
     """Bootstrap samples."""
     name: str = "cpu"
     """Names the folder of tables and the figures."""
-    runs: Path = Path("runs")
-    """Folder of trained runs."""
-    record: Path = Path("studies/neighbor_attribution")
-    """Folder of recorded tables."""
     removal: Path = Path("studies/counterfactual_removal/gpu")
     """Recorded tables of `counterfactual_removal`, to lay the effect of removing each group beside its enrichment."""
-    figures: Path = Path("figures")
-    jobs: int = 0
-    """Runs trained at once on CPU; 0 is one a core."""
-    device: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):

@@ -28,7 +28,7 @@ def _identity(config: NeighborAttribution, runs: list[Path]) -> dict[str, Any]:
     """What the tables depend on: options, weights and code; not where things lie or how many cores work."""
     from cri.storage import MARKER, file_sha256, read_json
 
-    elsewhere = ("name", "runs", "record", "figures", "removal", "jobs", "device")
+    elsewhere = ("name", "runs", "out", "removal", "jobs", "device")
     options = {k: v for k, v in asdict(config).items() if k not in elsewhere}
     return {
         "options": json.loads(json.dumps(options)),
@@ -58,7 +58,7 @@ def run(config: NeighborAttribution) -> list[Path]:
 
     started = time.perf_counter()
     pairs = [[config.run_config(split, seed) for split in ("square", "random")] for seed in config.seeds]
-    folder = config.record / config.name
+    folder = config.tables(NAME, config.name)
     with recording(folder, config.figures) as record:
         paths = train_runs([c for pair in pairs for c in pair], config.runs, jobs=config.jobs, device=config.device)
         identity = _identity(config, paths)

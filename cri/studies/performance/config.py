@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from cri.errors import out_of_range, unknown_name
 from cri.models.presets import PRESETS as MODELS
+from cri.options import StudyOptions
+
+NAME = "performance"
 
 _COUNTS = (
     "nano_steps", "paper_steps", "one_by_one", "scratchpad_steps", "traces_one_by_one", "traces_batched",
@@ -16,7 +18,7 @@ _COUNTS = (
 
 
 @dataclass(frozen=True)
-class PerformanceConfig:
+class PerformanceConfig(StudyOptions):
     """How much of each piece of work to measure."""
 
     name: str = "cpu"
@@ -26,7 +28,6 @@ class PerformanceConfig:
         "replicas",
     )  # fmt: skip
     """Which pieces, in order: the cheap ones first. One that fails leaves the others be."""
-    record: Path = Path("studies/performance")
     size: int = 100
     """Grid size of the addition task."""
     nano_steps: int = 100

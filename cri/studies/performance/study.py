@@ -18,7 +18,7 @@ from cri.cli import run_command
 from cri.errors import CriError, unknown_name
 from cri.storage import provenance, read_json
 from cri.studies.common.records import MANIFEST, Record, recording
-from cri.studies.performance.config import PRESETS, PerformanceConfig
+from cri.studies.performance.config import NAME, PRESETS, PerformanceConfig
 
 
 def run(config: PerformanceConfig) -> Path:
@@ -49,7 +49,7 @@ def run(config: PerformanceConfig) -> Path:
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "CPU",
         "threads": torch.get_num_threads(),
     }
-    with recording(config.record / config.name) as record:
+    with recording(config.tables(NAME, config.name)) as record:
         failed = [part for part in config.parts if not _measure(part, config, device, record, here)]
         if failed:
             raise CriError(f"parts: {', '.join(failed)} failed; see above and {record.folder / MANIFEST}")
@@ -103,4 +103,4 @@ def _measure(part: str, config: PerformanceConfig, device: str, record: Record, 
 
 def main() -> None:
     """`python -m cri.studies.performance`."""
-    run_command(PerformanceConfig, run, __doc__, presets=PRESETS, prog="python -m cri.studies.performance")
+    run_command(PerformanceConfig, run, __doc__, presets=PRESETS, prog=f"python -m cri.studies.{NAME}")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
+from cri.options import RunOptions
 from cri.tasks import TASKS
+
+NAME = "recipe_search"
 
 
 @dataclass(frozen=True)
-class RecipeSearch:
+class RecipeSearch(RunOptions):
     """The grid of settings. One bank of replicas for each task, format, tokenizer, batch size and length."""
 
     tasks: tuple[str, ...] = tuple(TASKS)
@@ -26,11 +28,6 @@ class RecipeSearch:
     """Grid size; 0 is the paper's."""
     precision: str = "fp32"
     name: str = "search"
-    runs: Path = Path("runs")
-    """Folder of banks."""
-    record: Path = Path("studies/recipe_search")
-    """Folder of the table."""
-    device: str = "auto"
 
 
 PRESETS = {

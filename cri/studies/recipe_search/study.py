@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cri.cli import run_command
 from cri.errors import CriError
 from cri.studies.common.records import recording
-from cri.studies.recipe_search.config import PRESETS, RecipeSearch
+from cri.studies.recipe_search.config import NAME, PRESETS, RecipeSearch
 from cri.tasks import make_task
 from cri.training.recipes import recipe
 
@@ -27,7 +27,7 @@ def run(config: RecipeSearch) -> Path:
     An interrupted search goes on where it was: its banks are kept among the runs."""
     import pandas as pd
 
-    with recording(config.record / config.name) as record:
+    with recording(config.tables(NAME, config.name)) as record:
         tables = list(_bank_tables(config))
         if not tables:
             raise CriError("tasks, formats, tokenizers, steps, batch_sizes: give at least one of each")
@@ -58,7 +58,7 @@ def _bank_tables(config: RecipeSearch) -> Iterator[pd.DataFrame]:
                 config.splits, config.lrs, config.weight_decays, config.seeds
             )
         ]
-        bank = load_bank(train_replicas(base, replicas, config.runs, device=config.device))
+        bank = load_bank(train_replicas(base, replicas, config.runs, device=config.device, jobs=config.jobs))
         key = {"task": task_name, "format": fmt, "tokenizer": tokenizer, "steps": steps, "batch_size": batch_size}
         columns = [*key, "split", "lr", "weight_decay", "seed", "loss", "train_acc", "test_acc"]
         table = bank.table.assign(**key)[columns]
@@ -69,4 +69,4 @@ def _bank_tables(config: RecipeSearch) -> Iterator[pd.DataFrame]:
 
 def main() -> None:
     """`python -m cri.studies.recipe_search`."""
-    run_command(RecipeSearch, run, __doc__, presets=PRESETS, prog="python -m cri.studies.recipe_search")
+    run_command(RecipeSearch, run, __doc__, presets=PRESETS, prog=f"python -m cri.studies.{NAME}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cri.config import RunConfig
 from cri.errors import CriError, out_of_range, unknown_name
+from cri.options import FamilyName, RunOptions
 from cri.training.recipes import recipe
 
 NAME = "rule_steps"
@@ -19,34 +20,27 @@ ELEMENTS = ("digit", "carry", "answer", "operands", "decision")
 class Subject:
     """Runs that differ in their seed alone."""
 
-    task: str
-    format: str
-    tokenizer: str
+    family: FamilyName
     seeds: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        return f"{self.task}:{self.format}:{self.tokenizer}"
 
     @classmethod
     def parse(cls, text: str) -> Subject:
         """`TASK:FORMAT:TOKENIZER:SEED,SEED...`; raises `CriError` for anything else."""
-        parts = text.split(":")
+        name, _, seeds = text.rpartition(":")
         try:
-            task, fmt, tokenizer, seeds = parts
-            numbers = tuple(int(s) for s in seeds.split(","))
+            family, numbers = FamilyName.parse(name), tuple(int(s) for s in seeds.split(","))
         except ValueError:
             raise CriError(
                 f"subjects: {text!r} is not TASK:FORMAT:TOKENIZER:SEEDS (for example addition:scratchpad:digit:0,1)"
             ) from None
-        if fmt not in FORMATS:
-            raise unknown_name("subjects: format", fmt, FORMATS)
-        return cls(task, fmt, tokenizer, numbers)
+        if family.format not in FORMATS:
+            raise unknown_name("subjects: format", family.format, FORMATS)
+        return cls(family, numbers)
 
 
 @dataclass(frozen=True)
-class RuleSteps:
-    """Models to intervene on, and how."""
+class RuleSteps(RunOptions):
+    """Models to intervene on, and how. `device` is where they are trained; the interventions run on the CPU."""
 
     subjects: tuple[str, ...] = ("addition:scratchpad:number:0",)
     """TASK:FORMAT:TOKENIZER:SEEDS each; a task's recipe is trained where the run is missing."""
@@ -71,14 +65,10 @@ class RuleSteps:
     n_pairs: int = 100
     """Pairs of cases for interchange interventions."""
     n_boot: int = 2000
-    runs: Path = Path("runs")
-    out: Path = Path("studies/rule_steps/cpu")
-    figures: Path = Path("figures")
+    name: str = "cpu"
+    """Names the folder of tables and the figures."""
     removal: Path = Path("studies/counterfactual_removal")
     """Where removal indices by case are looked for, to lay them beside."""
-    jobs: int = 0
-    device: str = "auto"
-    """Trains there; the interventions run on the CPU."""
 
     def __post_init__(self) -> None:
         for field, low in (("n_cases", 2), ("n_pairs", 2), ("n_boot", 100)):
@@ -90,9 +80,9 @@ class RuleSteps:
         if self.edit_step is not None and self.edit_step < 0:
             raise out_of_range("edit_step", self.edit_step, "at least 0")
 
-    def run_config(self, task: str, fmt: str, tokenizer: str, seed: int) -> RunConfig:
+    def run_config(self, family: FamilyName, seed: int) -> RunConfig:
         """One run's config: its recipe, at the study's sizes."""
-        config = recipe(task, fmt, tokenizer=tokenizer, model=self.model, seed=seed)
+        config = recipe(family.task, family.format, tokenizer=family.tokenizer, model=self.model, seed=seed)
         if self.size:
             config = config.replace(task_params={"size": self.size})
         if self.half_side != 10:
@@ -100,12 +90,11 @@ class RuleSteps:
         return config.replace(steps=self.steps) if self.steps else config
 
 
-_RECORDS = Path("studies") / NAME
 PRESETS = {
-    "cpu": RuleSteps(out=_RECORDS / "cpu"),
+    "cpu": RuleSteps(),
     "test": RuleSteps(
         subjects=("addition:scratchpad:digit:0",), size=14, half_side=2, steps=60, n_cases=8, n_pairs=8, n_boot=100,
-        out=_RECORDS / "test",
+        name="test",
     ),
     "full": RuleSteps(
         subjects=(
@@ -113,6 +102,6 @@ PRESETS = {
             "mod_addition:scratchpad:number:0", "addition:rfft:digit:0", "addition:direct:number:0",
             "addition:direct:digit:0",
         ),
-        out=_RECORDS / "full",
+        name="full",
     ),
 }  # fmt: skip

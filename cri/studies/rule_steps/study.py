@@ -8,6 +8,7 @@ attention from a step is cut; probes of the direct format are swapped. It ends w
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from dataclasses import asdict
@@ -30,9 +31,10 @@ def _train(config: RuleSteps) -> tuple[list[Path], list[Path]]:
     subjects = [Subject.parse(text) for text in config.subjects]
     if not subjects:
         raise CriError("subjects: give at least one")
-    wanted = [config.run_config(s.task, s.format, s.tokenizer, seed) for s in subjects for seed in s.seeds]
-    scratchpads = dict.fromkeys((s.task, s.tokenizer) for s in subjects if s.format == "scratchpad")
-    controls = [config.run_config(task, CONTROL, tok, 0) for task, tok in scratchpads] if config.control else []
+    wanted = [config.run_config(s.family, seed) for s in subjects for seed in s.seeds]
+    scratchpads = dict.fromkeys(s.family for s in subjects if s.family.format == "scratchpad")
+    shuffled = [dataclasses.replace(family, format=CONTROL) for family in scratchpads]
+    controls = [config.run_config(family, 0) for family in shuffled] if config.control else []
     paths = train_runs([*wanted, *controls], config.runs, jobs=config.jobs, device=config.device)
     return paths[: len(wanted)], paths[len(wanted) :]
 
@@ -73,7 +75,7 @@ def _identity(config: RuleSteps, paths: list[Path], removal: list[Path]) -> dict
     """What the tables depend on: options, runs, removal tables and code."""
     from cri.storage import file_sha256, read_json
 
-    elsewhere = ("runs", "out", "figures", "jobs", "device", "removal", "use", "use_control")
+    elsewhere = ("runs", "out", "name", "jobs", "device", "removal", "use", "use_control")
     return {
         "options": json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in elsewhere})),
         "runs": {path.name: read_json(path / "manifest.json")["identity"] for path in paths},
@@ -93,7 +95,8 @@ def run(config: RuleSteps) -> list[Path]:
     from cri.studies.rule_steps.figures import draw
 
     started = time.perf_counter()
-    with recording(config.out, config.figures) as record:
+    folder = config.tables(NAME, config.name)
+    with recording(folder, config.figures) as record:
         paths, controls = _train(config)
         for path in [*paths, *controls]:
             verify(path)
@@ -109,16 +112,16 @@ def run(config: RuleSteps) -> list[Path]:
             tables, facts = compute(paths, controls, removal, config)
             manifest = {"identity": identity, **facts, "seconds": round(time.perf_counter() - started, 1)}
             figures = record.write(tables, manifest, draw)
-    facts = read_json(config.out / MANIFEST)
+    facts = read_json(folder / MANIFEST)
     for name, title in (("follow", "Edits followed"), ("iia", "Interchange interventions"), ("verdict", "Verdict"),
                         ("agreement_rates", "Agreement with the behavioural map and the removal index")):  # fmt: skip
-        if (config.out / f"{name}.csv").exists():
-            table = pd.read_csv(config.out / f"{name}.csv")
+        if (folder / f"{name}.csv").exists():
+            table = pd.read_csv(folder / f"{name}.csv")
             table = table[table["seen"] == "all"].drop(columns="seen") if "seen" in table else table
             print(f"\n{title}\n{table.to_string(index=False, float_format=lambda x: f'{x:.3f}')}")
     for note in facts["notes"]:
         print(f"note: {note}")
-    print("\nTables", config.out, "\nFigures", *figures, sep="\n  ")
+    print("\nTables", folder, "\nFigures", *figures, sep="\n  ")
     return figures
 
 

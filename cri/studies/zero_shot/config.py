@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
+from cri.options import StudyOptions
 from cri.tasks import TASKS
+
+NAME = "zero_shot"
 
 
 @dataclass(frozen=True)
-class ZeroShotConfig:
+class ZeroShotConfig(StudyOptions):
     """Which model, on how many cases of which tasks."""
 
     model: str = "smollm2-135m"
@@ -20,8 +22,6 @@ class ZeroShotConfig:
     max_number: int = 999
     """Numbers whose tokens are counted."""
     seed: int = 0
-    record: Path = Path("studies/zero_shot")
-    """Folder of recorded tables."""
 
 
 PRESETS = {"smollm2": ZeroShotConfig(), "test": ZeroShotConfig(tasks=("addition",), n_cases=4, max_number=20)}

@@ -13,13 +13,13 @@ from cri.cli import run_command
 from cri.config import RunConfig
 from cri.errors import CriError
 from cri.studies.common.records import Record, recording
-from cri.studies.zero_shot.config import PRESETS, ZeroShotConfig
+from cri.studies.zero_shot.config import NAME, PRESETS, ZeroShotConfig
 
 
 def run(config: ZeroShotConfig) -> Path:
     """Records `results.csv` (one row a task), `answers.csv` (one row a case) and `number_tokens.csv`; returns their
     folder."""
-    with recording(config.record / Path(config.model).name) as record:
+    with recording(config.tables(NAME, Path(config.model).name)) as record:
         _ask(config, record)
     return record.folder
 
@@ -85,4 +85,4 @@ def numbers_agree(completion: str, answer: str) -> bool:
 
 def main() -> None:
     """`python -m cri.studies.zero_shot`."""
-    run_command(ZeroShotConfig, run, __doc__, presets=PRESETS, prog="python -m cri.studies.zero_shot")
+    run_command(ZeroShotConfig, run, __doc__, presets=PRESETS, prog=f"python -m cri.studies.{NAME}")
