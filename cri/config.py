@@ -65,11 +65,18 @@ class RunConfig:
     split: str = "square"
     split_params: Suppress[dict[str, Any]] = field(default_factory=dict)
     tokenizer: str = "number"
-    """`number` or `digit`; a pretrained model brings its own and ignores this."""
+    """`number`, `digit` or `list`; a pretrained model brings its own and ignores this."""
     model: str = "nano"
     """A preset, a folder written by save_pretrained, `smollm2-135m`, or a hub id."""
     lora: bool = False
     """Train low-rank adapters only (merged when the run is saved)."""
+    positions: Literal["plain", "none", "random", "structured"] = "plain"
+    """What a token's position is: its order, nothing, its order with random gaps, or line, variable and index in the
+    list (`cri.models.positions`)."""
+    position_params: Suppress[dict[str, Any]] = field(default_factory=dict)
+    """Options of random or structured positions."""
+    decoded: int = 0
+    """Cases of each part (training, held out) that are decoded when training ends, drawn at random; 0 for all."""
     train: TrainConfig = field(default_factory=TrainConfig)
 
     @property
@@ -82,8 +89,15 @@ class RunConfig:
         model = PurePath(self.model).name
         return f"{self.task}-{self.format}-{self.split}-{model}-{self.tokenizer}-s{self.seed}"
 
+    def __post_init__(self) -> None:
+        if self.decoded < 0:
+            raise out_of_range("decoded", self.decoded, "at least 0")
+
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """JSON form. Fields that came later are left out at their defaults, so that earlier runs keep their hashes."""
+        data = dataclasses.asdict(self)
+        later = {"positions": "plain", "position_params": {}, "decoded": 0}
+        return {key: value for key, value in data.items() if key not in later or value != later[key]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunConfig:

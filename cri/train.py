@@ -26,11 +26,15 @@ class TrainCommand:
     """KEY=VALUE ..., for example size=30; the paper's values where not given."""
     split_params: tuple[str, ...] = ()
     """KEY=VALUE ..., for example half_side=5 center=[20,30]."""
+    position_params: tuple[str, ...] = ()
+    """KEY=VALUE ..., for example window=16 newest=true; the defaults of `cri.models.positions` where not given."""
     out: Path = Path("runs")
     """Folder of runs."""
     device: str = "auto"
     """`auto` takes a GPU where there is one."""
     checkpoint_every: int = 500
+    evals: int = 10
+    """How often accuracy on a sample is measured on the way."""
 
 
 def with_recipe(argv: Sequence[str]) -> TrainCommand:
@@ -66,8 +70,15 @@ def main() -> None:
         config = command.run.replace(
             task_params=key_values("task_params", command.task_params),
             split_params=key_values("split_params", command.split_params),
+            position_params=key_values("position_params", command.position_params),
         )
-        folder = train_run(config, command.out, device=command.device, checkpoint_every=command.checkpoint_every)
+        folder = train_run(
+            config,
+            command.out,
+            device=command.device,
+            checkpoint_every=command.checkpoint_every,
+            evals=command.evals,
+        )
         accuracy = read_json(folder / "manifest.json")["accuracy"]
         print(json.dumps({k: round(v, 4) for k, v in accuracy.items()}), file=sys.stderr)
         print(folder)

@@ -35,6 +35,7 @@ from transformers.pytorch_utils import Conv1D
 
 from cri.data.token_table import TokenTable
 from cri.errors import CriError
+from cri.models.positions import positions_of
 
 Kind = Literal["linear", "embedding", "gain", "shift"]
 
@@ -186,7 +187,7 @@ def capture(
     inputs = tokens.ids[:, :-1]
     extra: dict[str, Tensor] = {}
     accepted = inspect.signature(model.forward).parameters
-    if "position_ids" in accepted:
+    if "position_ids" in accepted and positions_of(model) is None:
         # given per row: otherwise learned positions are looked up once for the whole batch
         extra["position_ids"] = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
     options = {"use_cache": False} if "use_cache" in accepted else {}

@@ -110,7 +110,7 @@ def texts(task: Task, fmt: Format) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def task_tokenizer(kind: str, task: Task, fmt: Format) -> PreTrainedTokenizerBase:
-    """The `number` or `digit` tokenizer covering the whole grid of `task` in `fmt`."""
+    """The tokenizer of this kind covering the whole grid of `task` in `fmt`."""
     prompts, completions = texts(task, fmt)
     return build_tokenizer(kind, [*prompts, *completions], fmt.atoms(task))
 

@@ -4,8 +4,9 @@
   whole numbers 0..520 and two-digit strings with a leading zero. "57" is one token, "1234" is
   "123", "4". This is the paper's setting.
 - `digit`: every digit is a token of its own.
+- `list`: as `digit`, but a comma and the digit after it are one token: `[4,7]` is `[`, `4`, `,7`, `]`.
 
-In both, words (with the space before them), other single characters, and the whole-line *atoms* of a
+In all, words (with the space before them), other single characters, and the whole-line *atoms* of a
 format (code lines of a recited rule) are one token each. Special tokens are `<pad>`, `<eos>` and `<unk>`;
 there is no beginning-of-sequence token. `<unk>` only keeps foreign callers (TransformerLens probes a
 tokenizer with "a") from failing: `encode_texts` raises for text outside the vocabulary.
@@ -30,10 +31,12 @@ _DIGIT_PATTERNS = {
     # longest first: 100..520, then any two digits, then one
     "number": r"[1-4][0-9]{2}|5[01][0-9]|520|[0-9]{2}|[0-9]",
     "digit": r"[0-9]",
+    "list": r",?[0-9]",
 }
 _DIGIT_TOKENS = {
     "number": [str(i) for i in range(MAX_NUMBER + 1)] + [f"0{i}" for i in range(10)],
     "digit": [str(i) for i in range(10)],
+    "list": [f"{comma}{i}" for comma in ("", ",") for i in range(10)],
 }
 TOKENIZERS = tuple(_DIGIT_PATTERNS)
 
@@ -44,7 +47,7 @@ def _pattern(kind: str, atoms: Sequence[str]) -> str:
 
 
 def build_tokenizer(kind: str, texts: Iterable[str], atoms: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """A `number` or `digit` tokenizer whose vocabulary covers `texts`.
+    """A `number`, `digit` or `list` tokenizer whose vocabulary covers `texts`.
 
     Args:
         kind: one of `TOKENIZERS`.

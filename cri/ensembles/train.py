@@ -134,6 +134,8 @@ def train_replicas(
 
     Raises `CriError` for bad input, `CorruptRunError` for a folder whose files were altered or made otherwise.
     """
+    if config.positions != "plain":
+        raise CriError(f"positions: a bank's models have plain positions, not {config.positions}; train runs instead")
     if not replicas:
         raise CriError("replicas: none given")
     if chunk is not None and chunk < 1:

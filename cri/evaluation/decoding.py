@@ -23,6 +23,7 @@ from cri.data.token_table import TokenTable
 from cri.evaluation.scoring import reading_table
 from cri.formats import Format
 from cri.models.attention import unmasked
+from cri.models.positions import positions_of
 from cri.tasks import Task
 
 if TYPE_CHECKING:
@@ -163,19 +164,18 @@ def _decode_batch(
     held = torch.arange(n, device=prompt.device)  # the sequences in the cache
     going = torch.ones(n, dtype=torch.bool, device=prompt.device)  # those of them that still write
     cache = _room_cache(model, start + room)
-    inputs = prompt
+    inputs, scheme = prompt, positions_of(model)
+    text = None if scheme is None else scheme.begin(n, prompt.device)
     # asking a GPU how many are left makes it wait: seldom in long texts
     ask_every = 8 if prompt.device.type == "cuda" and room > 16 else 1
     with unmasked(model):
         for i in range(room):
-            positions = torch.arange(inputs.shape[1], device=prompt.device) + (start + i - inputs.shape[1])
-            logits = model(
-                input_ids=inputs,
-                cache=cache,
-                position_ids=positions[None].expand(len(inputs), -1),
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
+            if scheme is None or text is None:
+                positions = torch.arange(inputs.shape[1], device=prompt.device) + (start + i - inputs.shape[1])
+                where = {"position_ids": positions[None].expand(len(inputs), -1)}
+            else:
+                where, text = scheme.following(inputs, text)
+            logits = model(input_ids=inputs, cache=cache, use_cache=True, logits_to_keep=1, **where).logits[:, -1]
             if temperature > 0:
                 token = torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=generator)[:, 0]
             else:
@@ -193,6 +193,7 @@ def _decode_batch(
                     break
                 if n_going <= 0.875 * len(held):  # leaving costs a copy of the cache
                     cache.batch_select_indices(going.nonzero().flatten())
+                    text = None if text is None else text.select(going)
                     held, token, going = held[going], token[going], going[going]
             inputs = token[:, None]
     return out, lengths, finished

@@ -2,7 +2,8 @@
 
 The package's sequences are padded on the right only, so causal attention needs no mask at all. Under an
 attention implementation of its own, transformers builds none: which also spares a look at the data on
-every forward pass, a wait for the device that CUDA graphs and `vmap` do not allow.
+every forward pass, a wait for the device that CUDA graphs and `vmap` do not allow. Structured positions bring a mask
+of their own (`cri.models.positions`), boolean, True where a query may attend.
 """
 
 from __future__ import annotations
@@ -68,6 +69,45 @@ def causal_attention(
     return torch.matmul(weights, value)
 
 
+def masked_attention(
+    query: Float[Tensor, "batch head q d"],
+    key: Float[Tensor, "batch kv k d"],
+    value: Float[Tensor, "batch kv k d"],
+    allowed: Bool[Tensor, "batch 1 q k"],
+    scaling: float,
+    dropout: float = 0.0,
+) -> Float[Tensor, "batch head q d"]:
+    """Softmax(q k^T scaling) v over the allowed keys.
+
+    On CPU long sequences go block by block, and keys that no query of a block may attend to are left out: under a
+    window that is most of them.
+    """
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    options: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "enable_gqa": key.shape[1] != query.shape[1]}
+    n_queries = query.shape[-2]
+    if query.device.type != "cpu" or n_queries <= _BLOCK:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, **options)
+    parts = []
+    for start in range(0, n_queries, _BLOCK):
+        rows = allowed[:, :, start : start + _BLOCK]
+        used = rows.amax((0, 1, 2)).nonzero()
+        low, high = int(used[0]), int(used[-1]) + 1
+        parts.append(
+            F.scaled_dot_product_attention(
+                query[:, :, start : start + _BLOCK],
+                key[:, :, low:high],
+                value[:, :, low:high],
+                attn_mask=rows[..., low:high],
+                **options,
+            )
+        )
+    return torch.cat(parts, dim=2)
+
+
+_BLOCK = 128
+"""Queries of a block: of 64, 128 and 256 the quickest for traces of 600 tokens and windows of 120."""
+
+
 def _kernel(
     query: Float[Tensor, "batch head q d"],
     key: Float[Tensor, "batch head k d"],
@@ -105,8 +145,8 @@ def _entry(kind: Kind) -> Any:
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
     ) -> tuple[Tensor, None]:
-        if attention_mask is not None:
-            raise ValueError("attention_mask: this attention takes right-padded sequences and no mask")
+        if attention_mask is not None and (attention_mask.dtype != torch.bool or attention_mask.ndim != 4):
+            raise ValueError("attention_mask: this attention takes right-padded sequences and boolean masks")
         scaling = options.get("scaling") or float(query.shape[-1]) ** -0.5
         left_out = query.shape[2] - getattr(module, _KEEP, query.shape[2])
         chosen: Kind = kind
@@ -114,7 +154,12 @@ def _entry(kind: Kind) -> Any:
             n_pairs = (query.shape[2] - left_out) * key.shape[2]
             chosen = "pairs" if query.device.type == "cpu" and n_pairs <= 64 else "products"
         dropout = options.get("dropout", 0.0) if module.training else 0.0
-        out = causal_attention(query[:, :, left_out:], key, value, scaling, chosen, dropout).transpose(1, 2)
+        query = query[:, :, left_out:]
+        if attention_mask is None:
+            out = causal_attention(query, key, value, scaling, chosen, dropout)
+        else:
+            out = masked_attention(query, key, value, attention_mask[:, :, left_out:], scaling, dropout)
+        out = out.transpose(1, 2)
         return F.pad(out, (0, 0, 0, 0, left_out, 0)) if left_out else out.contiguous(), None  # pyright: ignore[reportArgumentType]
 
     return attend

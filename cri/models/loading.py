@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 SMOLLM2 = "smollm2-135m"
 
 
-def _config(preset: Preset, vocab_size: int, n_positions: int, pad: int, eos: int) -> Any:
+def _config(
+    preset: Preset, vocab_size: int, n_positions: int, pad: int, eos: int, rope: dict[str, Any] | None = None
+) -> Any:
     from transformers import GPT2Config, LlamaConfig
 
     special: dict[str, Any] = {"bos_token_id": None, "eos_token_id": eos, "pad_token_id": pad}
@@ -31,11 +33,12 @@ def _config(preset: Preset, vocab_size: int, n_positions: int, pad: int, eos: in
         return LlamaConfig(
             vocab_size=vocab_size,
             hidden_size=preset.d_model,
-            intermediate_size=4 * preset.d_model,
+            intermediate_size=preset.mlp_ratio * preset.d_model,
             num_hidden_layers=preset.n_layers,
             num_attention_heads=preset.n_heads,
             max_position_embeddings=max(n_positions, 8192),  # only a hint: rotations need no table of positions
             tie_word_embeddings=True,
+            **({} if rope is None else {"rope_parameters": rope}),
             **special,
         )
     return GPT2Config(
@@ -53,8 +56,18 @@ def _config(preset: Preset, vocab_size: int, n_positions: int, pad: int, eos: in
     )
 
 
-def build_model(preset: str, *, vocab_size: int, n_positions: int, pad: int, eos: int, seed: int) -> PreTrainedModel:
-    """A randomly initialised model of the named shape, on CPU in float32; equal seeds, equal weights.
+def build_model(
+    preset: str,
+    *,
+    vocab_size: int,
+    n_positions: int,
+    pad: int,
+    eos: int,
+    seed: int,
+    rope: dict[str, Any] | None = None,
+) -> PreTrainedModel:
+    """A randomly initialised model of the named shape, on CPU in float32; equal seeds, equal weights. `rope`: rotary
+    frequencies of `llama` blocks as transformers' `rope_parameters`, the usual ones where not given.
 
     Raises `UnknownNameError` listing the presets.
     """
@@ -65,7 +78,7 @@ def build_model(preset: str, *, vocab_size: int, n_positions: int, pad: int, eos
     kind = {"gpt2": GPT2LMHeadModel, "llama": LlamaForCausalLM}[PRESETS[preset].block]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = kind(_config(PRESETS[preset], vocab_size, n_positions, pad, eos))
+        model = kind(_config(PRESETS[preset], vocab_size, n_positions, pad, eos, rope))
     return model.eval()
 
 

@@ -14,6 +14,8 @@ class Preset:
     d_model: int
     n_heads: int
     block: Literal["gpt2", "llama"] = "gpt2"
+    mlp_ratio: int = 4
+    """Width of a `llama` block's MLP in units of `d_model`."""
 
 
 PRESETS: dict[str, Preset] = {
@@ -23,6 +25,7 @@ PRESETS: dict[str, Preset] = {
     "gpt2-medium-shape": Preset(24, 1024, 16),
     "nano-rope": Preset(2, 64, 4, "llama"),
     "micro-rope": Preset(2, 128, 4, "llama"),
+    "slim-rope": Preset(2, 128, 4, "llama", mlp_ratio=2),
     "mini-rope": Preset(4, 256, 8, "llama"),
     "gpt2-rope-shape": Preset(12, 768, 12, "llama"),
 }

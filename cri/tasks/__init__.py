@@ -17,7 +17,7 @@ from jaxtyping import Int
 
 from cri.errors import CriError, unknown_name
 from cri.tasks.base import SquareGrid, Sums, Task, require
-from cri.tasks.length_sampling import sample_pairs
+from cri.tasks.length_sampling import sample_mixed_pairs, sample_pairs
 from cri.tasks.planted import PLANTED
 from cri.tasks.steps import Step, add_steps, halve_steps, mul_steps, sub_steps, to_base
 
@@ -148,7 +148,8 @@ class LengthAddition(Sums):
     """`a+b=` -> `a+b` with operands of `min_digits..max_digits` digits, sampled without replacement.
 
     The longer operand has the nominal number of digits: see `cri.tasks.length_sampling`. Grid coordinates are
-    (digits, index among the cases of that length); `Split` kind `lengths` divides by the former.
+    (digits, index among the cases of that length); `Split` kind `lengths` divides by the former. With `mixed` set to 1
+    the other operand has any number of digits up to that, equally likely, and in three of ten pairs as many.
     """
 
     name: ClassVar[str] = "length_addition"
@@ -157,15 +158,18 @@ class LengthAddition(Sums):
     max_digits: int = 5
     per_length: int = 1000
     seed: int = 0
+    mixed: int = 0
 
     def __post_init__(self) -> None:
+        require(self.mixed in (0, 1), "mixed", self.mixed, "0 or 1")
         require(self.min_digits >= 1, "min_digits", self.min_digits, "at least 1")
         require(self.max_digits >= self.min_digits, "max_digits", self.max_digits, f"at least {self.min_digits}")
         require(self.per_length >= 1, "per_length", self.per_length, "at least 1")
 
     def _enumerate(self) -> Iterator[tuple[int, int]]:
         for n_digits in range(self.min_digits, self.max_digits + 1):
-            yield from sample_pairs(n_digits, self.per_length, self.seed)
+            draw = sample_mixed_pairs if self.mixed else sample_pairs
+            yield from draw(n_digits, self.per_length, self.seed)
 
     @cached_property
     def n_digits(self) -> Int[np.ndarray, " case"]:

@@ -43,3 +43,21 @@ def sample_pairs(n_digits: int, n: int, seed: int) -> list[tuple[int, int]]:
     while len(chosen) < n:
         chosen[rng.randrange(total)] = None
     return [pair(i, n_digits) for i in chosen]
+
+
+def sample_mixed_pairs(n_digits: int, n: int, seed: int) -> list[tuple[int, int]]:
+    """`n` distinct pairs whose longer operand has `n_digits` digits, the other, on either side, as many in three of ten
+    pairs and otherwise any number from 1 to `n_digits`, equally likely. All pairs where these are few, in random order.
+    """
+    rng = random.Random(f"mixed pairs {seed} {n_digits}")
+    total = n_pairs(n_digits)
+    if total <= 4 * n:
+        return sample_pairs(n_digits, n, seed)
+    chosen: dict[tuple[int, int], None] = {}
+    while len(chosen) < n:
+        other = n_digits if rng.random() < 0.3 else rng.randint(1, n_digits)
+        numbers = [rng.randrange(10 ** (k - 1) if k > 1 else 0, 10**k) for k in (n_digits, other)]
+        if rng.random() < 0.5:
+            numbers.reverse()
+        chosen[numbers[0], numbers[1]] = None
+    return list(chosen)

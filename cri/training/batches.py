@@ -6,7 +6,9 @@ That is what makes a resumed run see what the uninterrupted one would have seen.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from cri.config import TrainConfig
 from cri.data.case_ids import check_case_ids
@@ -19,6 +21,15 @@ def learning_rates(config: TrainConfig) -> Float[np.ndarray, " step"]:
     warm = max(1, round(config.warmup * config.steps))
     cosine = 0.5 * (1 + np.cos(np.pi * (step - warm) / max(1, config.steps - warm)))
     return config.lr * np.where(step < warm, (step + 1) / warm, cosine)
+
+
+def uniform(keys: Int[Tensor, "*shape"], seed: int) -> Float[Tensor, "*shape"]:
+    """Numbers in [0, 1) that depend on key and seed alone: a 32-bit mix of shifts and products, on any device."""
+    low = (1 << 32) - 1
+    x = (keys * 0x9E3779B1 + seed * 0x7FEB352D + 0x1B873593) & low
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        x = ((x ^ (x >> shift)) * factor) & low
+    return x.to(torch.float64).div(1 << 32).float().clamp(max=1 - 2**-24)
 
 
 class BatchStream:

@@ -37,7 +37,7 @@ from cri.storage import (
 )
 from cri.tasks import Task, make_task
 from cri.training.jobs import Backend, Outcome, Workers, progress_bar
-from cri.training.setup import BASE_WEIGHTS, Materials, check, prepare, resolve_device
+from cri.training.setup import BASE_WEIGHTS, Materials, check, prepare, resolve_device, run_positions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +62,8 @@ class Run:
         config: what was asked for.
         task, split, format, tokenizer, tokens: as in training; `tokens` covers the whole grid.
         model: the trained Hugging Face model, on CPU, in eval mode.
-        predictions: the whole grid decoded, one row a case in id order (see `cri.evaluation.decoding.predictions`).
+        predictions: the whole grid decoded, or the `decoded` cases of each part, one row a case in id order (see
+            `cri.evaluation.decoding.predictions`).
     """
 
     path: Path
@@ -192,6 +193,13 @@ def finish_run(
     mark_complete(folder, ["config.json", "split.json", "manifest.json", PREDICTIONS, METRICS, *weights])
 
 
+def _sample(split: Split, n: int) -> Int[np.ndarray, " case"]:
+    """Up to `n` training and `n` held-out cases, in id order, always the same ones."""
+    rng = np.random.default_rng(0)
+    parts = [rng.choice(ids, min(n, len(ids)), replace=False) for ids in (split.train_ids, split.test_ids)]
+    return np.sort(np.concatenate(parts))
+
+
 def _train(
     folder: Path, materials: Materials, device: str, checkpoint_every: int, evals: int, progress: bool, position: int
 ) -> None:
@@ -212,12 +220,7 @@ def _train(
         begin_run(folder, materials)
         truncate_metrics(metrics, trainer.step)
 
-    rng = np.random.default_rng(0)
-    sample = np.sort(
-        np.concatenate(
-            [rng.choice(ids, min(128, len(ids)), replace=False) for ids in (split.train_ids, split.test_ids)]
-        )
-    )
+    sample = _sample(split, 128)
     started, first_step = time.perf_counter(), trainer.step
     bar = progress_bar(
         config.train.steps, config.name, "step", progress and first, initial=trainer.step, position=position
@@ -260,7 +263,8 @@ def _train(
         return
 
     model = merge_lora(model) if config.lora else model
-    table = predictions(model, materials.tokenizer, materials.tokens, materials.task, materials.format, split)
+    chosen = None if config.decoded == 0 else _sample(split, config.decoded)
+    table = predictions(model, materials.tokenizer, materials.tokens, materials.task, materials.format, split, chosen)
     facts = {
         "padded_share": float(trainer.padded_share),
         "train_seconds": round(train_seconds, 2),
@@ -335,6 +339,7 @@ def load_run(path: Path | str) -> Run:
     from cri.data.token_table import encode
     from cri.formats import make_format
     from cri.models.loading import load_pretrained
+    from cri.models.positions import attach
 
     folder = Path(path)
     table = load_predictions(folder)
@@ -344,6 +349,7 @@ def load_run(path: Path | str) -> Run:
     fmt = make_format(config.format)
     split = make_split(task, config.split, **config.split_params)
     tokens = encode(task, fmt, tokenizer)
+    attach(model, run_positions(config, tokenizer, model))
     run = Run(folder, config, task, split, fmt, tokenizer, tokens, model, table)
     expected = Materials(config, task, split, fmt, tokenizer, tokens, model).identity
     require_same(folder, read_json(folder / "manifest.json")["identity"], expected)

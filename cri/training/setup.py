@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cri.config import RunConfig
 from cri.data.splits import Split, make_split
 from cri.errors import CriError
-from cri.models.presets import is_preset
+from cri.models.presets import PRESETS, is_preset
 from cri.storage import config_hash
 from cri.tasks import Task, make_task
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from cri.data.token_table import TokenTable
     from cri.formats import Format
+    from cri.models.positions import Positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,21 +65,55 @@ def initial_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, tokens:
     """The randomly initialised model that a run of a preset starts from."""
     from cri.evaluation.decoding import decoding_room
     from cri.models.loading import build_model
+    from cri.models.positions import RandomOptions, position_options, rope_parameters
 
+    options = position_options(config.positions, config.position_params)
+    n_positions = int(tokens.prompt_lengths.max()) + decoding_room(tokens)
+    shape, rope = PRESETS.get(config.model), None
+    if config.positions == "structured" and shape is not None:
+        period = run_positions(config, tokenizer).period
+        n_positions = max(n_positions, period)
+        rope = rope_parameters(period, shape.d_model // shape.n_heads) if shape.block == "llama" else None
+    elif isinstance(options, RandomOptions):
+        n_positions = max(n_positions, options.longest)
     return build_model(
         config.model,
         vocab_size=len(tokenizer),
-        n_positions=int(tokens.prompt_lengths.max()) + decoding_room(tokens),
+        n_positions=n_positions,
         pad=tokens.pad,
         eos=tokens.eos,
         seed=config.seed,
+        rope=rope,
     )
+
+
+def run_positions(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None
+) -> Positions:
+    """The positions of a run's texts; raises `CriError` where its format, tokenizer or model has no place for them."""
+    from cri.formats import make_format
+    from cri.formats.fields import format_fields
+    from cri.models.positions import Positions, position_options
+
+    options = position_options(config.positions, config.position_params)
+    if config.positions != "structured":
+        return Positions(config.positions, options)
+    ids = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    vocabulary = [token for token, _ in ids]
+    fields = format_fields(make_format(config.format), make_task(config.task, **config.task_params), vocabulary)
+    table = None if model is None else getattr(model.config, "n_positions", None)
+    positions = Positions(config.positions, options, fields, vocabulary, with_lines=table is None)
+    if table is not None and table < positions.period:
+        raise CriError(f"positions: the model's {table} positions do not hold the {positions.period} of a line")
+    return positions
 
 
 def check(config: RunConfig) -> None:
     """Raises `CriError` naming the field for anything `prepare` could not build, without building what takes long."""
     from cri.formats import make_format
+    from cri.models.positions import position_options
 
+    position_options(config.positions, config.position_params)
     make_format(config.format)
     make_split(make_task(config.task, **config.task_params), config.split, **config.split_params)
 
@@ -88,6 +123,7 @@ def prepare(config: RunConfig) -> Materials:
     from cri.data.token_table import encode, task_tokenizer
     from cri.formats import make_format
     from cri.models.loading import load_pretrained, require_positions
+    from cri.models.positions import attach
     from cri.training.checkpoints import tensors_sha256
 
     task = make_task(config.task, **config.task_params)
@@ -103,6 +139,9 @@ def prepare(config: RunConfig) -> Materials:
         tokens = encode(task, fmt, tokenizer)
         require_positions(model, tokens.ids.shape[1])
         base_weights = tensors_sha256(model.state_dict())[:16]  # before training changes them
+    positions = run_positions(config, tokenizer, model)
+    positions.check(tokens)
+    attach(model, positions)
     return Materials(config, task, split, fmt, tokenizer, tokens, model, base_weights)
 
 

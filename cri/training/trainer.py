@@ -24,7 +24,8 @@ from cri.config import TrainConfig
 from cri.data.token_table import TokenTable
 from cri.errors import CorruptRunError, CriError
 from cri.models.attention import SHORT, Kind, has_dropout, last_layer_where_scored, unmasked
-from cri.training.batches import batch_order, learning_rates
+from cri.models.positions import positions_of
+from cri.training.batches import batch_order, learning_rates, uniform
 from cri.training.checkpoints import read_checkpoint, require_identity, write_checkpoint
 from cri.training.compilation import GraphedStep, Traced, bucket, give_memory_back, matmul_precision, rounding
 from cri.training.distributed import process_rank, sum_over_processes
@@ -34,16 +35,17 @@ if TYPE_CHECKING:
 
 
 def target_logits(
-    model: PreTrainedModel, ids: Int[Tensor, "batch pos"], first: int
+    model: PreTrainedModel, ids: Int[Tensor, "batch pos"], first: int, where: Mapping[str, Tensor] | None = None
 ) -> Float[Tensor, "batch out vocab"]:
-    """Logits that predict positions `first`.. of `ids` (the head is not applied to earlier positions)."""
+    """Logits that predict positions `first`.. of `ids` (the head is not applied to earlier positions); `where` holds
+    position ids and mask of all but the last."""
     keep = ids.shape[1] - first  # the last token is only ever predicted
     # a checkpointed layer is computed again later, outside this block
     shortened = (
         contextlib.nullcontext() if checkpointed(model) else last_layer_where_scored(model, ids.shape[1] - 1, keep)
     )
     with shortened:
-        return model(input_ids=ids[:, :-1], use_cache=False, logits_to_keep=keep).logits
+        return model(input_ids=ids[:, :-1], use_cache=False, logits_to_keep=keep, **(where or {})).logits
 
 
 def checkpointed(model: PreTrainedModel) -> bool:
@@ -52,13 +54,17 @@ def checkpointed(model: PreTrainedModel) -> bool:
 
 
 def summed_loss(
-    model: PreTrainedModel, ids: Int[Tensor, "batch pos"], labels: Int[Tensor, "batch pos"], first: int
+    model: PreTrainedModel,
+    ids: Int[Tensor, "batch pos"],
+    labels: Int[Tensor, "batch pos"],
+    first: int,
+    where: Mapping[str, Tensor] | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy summed over labelled positions (-100 is unlabelled) from position `first` on.
 
     Right padding needs no attention mask: under causal attention no scored token sees it.
     """
-    logits = target_logits(model, ids, first)
+    logits = target_logits(model, ids, first, where)
     return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, first:].flatten(), reduction="sum")
 
 
@@ -125,6 +131,7 @@ class Trainer:
         self.rank, self.world = process_rank()
         self.device = torch.device(device)
         self.model = model.to(self.device).train()  # pyright: ignore[reportArgumentType]
+        self.positions = positions_of(model)
         if config.gradient_checkpointing:
             model.activation_checkpointing_enable()
             self.model.enable_input_require_grads()  # else adapters behind a frozen embedding see no gradient
@@ -168,7 +175,8 @@ class Trainer:
         """Whether the loss is compiled, and whether it is traced."""
         config, cuda = self.config, self.device.type == "cuda"
         # checkpoints cannot be traced, and traced dropout does not survive compilation everywhere
-        if config.gradient_checkpointing or has_dropout(self.model):
+        # what a window leaves out depends on the batch, which a trace could not know
+        if config.gradient_checkpointing or has_dropout(self.model) or self.positions is not None:
             return False, False
         if compiled is None:
             compiled = cuda and compile_pays(self.model, config, self.ids.shape[1])
@@ -222,8 +230,18 @@ class Trainer:
         widths = np.array([self.width_of(step) for step in range(len(self.order))])
         return float(1 - self.lengths[self.order].sum() / (widths * self.order.shape[1]).sum())
 
-    def _backward(self, ids: Int[Tensor, "batch pos"], labels: Int[Tensor, "batch pos"], n_targets: Tensor) -> None:
-        """Adds the gradient of the summed loss over `n_targets`."""
+    def _where(self, rows: Int[Tensor, " batch"], ids: Int[Tensor, "batch pos"]) -> dict[str, Tensor]:
+        """Position ids and mask of a batch's inputs, the same for a case and step whatever the batch is split into."""
+        if self.positions is None:
+            return {}
+        keys = (rows + len(self.ids) * self._done)[:, None] * self.positions.n_draws
+        places = torch.arange(self.positions.n_draws, device=self.device)
+        return self.positions.inputs(ids[:, :-1], uniform(keys + places, self.config.seed))
+
+    def _backward(self, rows: Int[Tensor, " batch"], width: int, n_targets: Tensor) -> None:
+        """Adds the gradient of the summed loss of these cases over `n_targets`."""
+        ids, labels = self.ids[rows, :width], self.labels[rows, :width]
+        where = self._where(rows, ids)
         cuda = self.device.type == "cuda"
         kind: Kind = "library"
         if cuda:
@@ -237,7 +255,7 @@ class Trainer:
 
         if not self._traces:
             with context():  # the backward pass too: what was checkpointed is computed again there
-                loss = summed_loss(self.model, ids, labels, self.first) / n_targets
+                loss = summed_loss(self.model, ids, labels, self.first, where) / n_targets
                 loss.backward()
         else:
             if kind not in self._traced:
@@ -264,7 +282,7 @@ class Trainer:
         self.optimizer.zero_grad()  # a step that failed, as a capture may, leaves its gradient behind
         size = self.config.micro_batch or max(1, len(rows))
         for part in rows.split(size):
-            self._backward(self.ids[part, :width], self.labels[part, :width], n_targets)
+            self._backward(part, width, n_targets)
         if self.world > 1:
             sum_over_processes([p.grad for p in self._optimized.values() if p.grad is not None])
         if self.config.grad_clip > 0:
