@@ -279,7 +279,7 @@ def test_an_altered_checkpoint_is_refused(interrupted, damage):
 
 
 def test_a_checkpoint_made_with_other_data_is_refused(interrupted, other_code):
-    with pytest.raises(CorruptRunError, match="another data"):
+    with pytest.raises(CorruptRunError, match="other data"):
         resume(interrupted)
 
 

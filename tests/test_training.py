@@ -148,7 +148,7 @@ def test_checkpoint_of_another_run_or_altered_is_refused(tmp_path):
     trainer = trainer_of(CONFIG)
     trainer.run(2)
     trainer.save(checkpoint, {"data": "a"})
-    with pytest.raises(CorruptRunError, match="another data"):
+    with pytest.raises(CorruptRunError, match="other data"):
         trainer_of(CONFIG).restore(checkpoint, {"data": "b"})
     data = bytearray(checkpoint.read_bytes())
     data[-5] ^= 1
