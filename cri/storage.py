@@ -26,11 +26,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from cri.compression import BROKEN, content_name, open_content, stored
 from cri.errors import CorruptRunError, CriError
 
 MARKER = "complete.json"
 LOCK = ".lock"
-_READ_BACK = (".json", ".jsonl", ".csv", ".gz", ".safetensors")
+_READ_BACK = (".json", ".jsonl", ".csv", ".gz", ".safetensors", ".xz")
 _UNFINISHED = re.compile(r"(checkpoint|part-.*)\.safetensors")
 """What a kill between the marker and the tidying leaves beside a finished run."""
 
@@ -46,7 +47,8 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    """SHA-256 of a file's content (see `cri.compression`)."""
+    with open_content(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -210,9 +212,13 @@ def writing_to(folder: Path) -> Iterator[None]:
         raise CriError(f"out: cannot write to {folder} ({reason}); the run resumes when there is room") from error
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -294,7 +300,8 @@ def is_complete(folder: Path) -> bool:
 
 def mark_complete(folder: Path, files: list[str]) -> None:
     """Writes the completion marker with the checksums of `files` (paths relative to the folder)."""
-    write_json(folder / MARKER, {"sha256": {name: file_sha256(folder / name) for name in sorted(files)}})
+    names = sorted(content_name(name) for name in files)
+    write_json(folder / MARKER, {"sha256": {name: file_sha256(folder / name) for name in names}})
 
 
 def verify(folder: Path) -> None:
@@ -310,12 +317,17 @@ def verify(folder: Path) -> None:
         raise CorruptRunError(f"run: {folder / MARKER} lists no files; remove the folder and train again")
     for name, expected in listed.items():
         path = folder / name
-        if not path.is_file():
+        if not stored(path).is_file():
             raise CorruptRunError(f"run: {path} is missing; remove the folder and train again")
-        if file_sha256(path) != expected:
+        try:
+            found = file_sha256(path)
+        except BROKEN:
+            found = None
+        if found != expected:
             raise CorruptRunError(f"run: {path} was altered or cut short (checksum); remove the folder and train again")
     for path in _readable(folder, {Path(name).parts[0] for name in listed if len(Path(name).parts) > 1}):
-        if str(path.relative_to(folder)) not in listed:
+        name = str(path.relative_to(folder))
+        if name not in listed and (content_name(name) not in listed or stored(folder / content_name(name)) != path):
             raise CorruptRunError(f"run: {path} is no file of this run ({MARKER} does not list it); remove it")
 
 

@@ -2,12 +2,13 @@
 
 A finished bank holds `config.json` (of the run that the replicas vary), `replicas.csv` (one row a replica),
 `weights.safetensors` (every parameter stacked, [replica, ...]), `maps.safetensors` ([replica, case]:
-`train`, `correct`, `first_token`), `losses.csv`, `template/` (save_pretrained, with the tokenizer),
-`manifest.json` and `complete.json`.
+`train`, `correct`, `first_token`), `losses.csv`, `manifest.json` and `complete.json`. Shape and tokenizer are
+built from the config, and checked by the hash of the tokens.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,7 +45,6 @@ WEIGHTS = "weights.safetensors"
 MAPS = "maps.safetensors"
 TABLE = "replicas.csv"
 LOSSES = "losses.csv"
-TEMPLATE = "template"
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,9 +105,7 @@ class Bank:
 
     def model(self, replica: int) -> PreTrainedModel:
         """One replica as a plain Hugging Face model, on CPU, in eval mode."""
-        from cri.models.loading import load_pretrained
-
-        model, _ = load_pretrained(str(self.path / TEMPLATE))
+        model = copy.deepcopy(self.materials.model).eval()
         with torch.no_grad():
             for name, value in self.state(replica).items():
                 model.get_parameter(name).copy_(value)

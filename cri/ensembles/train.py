@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cri.config import RunConfig
-from cri.ensembles.bank import LOSSES, MAPS, TABLE, TEMPLATE, WEIGHTS, AnswerReader
+from cri.ensembles.bank import LOSSES, MAPS, TABLE, WEIGHTS, AnswerReader
 from cri.ensembles.engine import (
     LOG_EVERY,
     Replica,
@@ -33,7 +33,6 @@ from cri.ensembles.engine import (
 )
 from cri.ensembles.stacked import Layout
 from cri.errors import CriError, out_of_range
-from cri.models.loading import save_model
 from cri.storage import (
     atomic_path,
     config_hash,
@@ -290,9 +289,6 @@ def _assemble(
     steps = [min(config.steps, LOG_EVERY * (i + 1)) for i in range(losses.shape[1])]
     long = pd.DataFrame(losses.T, index=pd.Index(steps, name="step"))
     write_text(folder / LOSSES, long.to_csv(float_format="%.6g"))
-    template = materials.model.to("cpu")  # pyright: ignore[reportArgumentType]
-    layout.load(stacked["flat"][0], template)
-    save_model(template, materials.tokenizer, folder / TEMPLATE)
     manifest = {
         "identity": parts.identity,
         "n_replicas": len(replicas),
@@ -303,6 +299,5 @@ def _assemble(
         **provenance(),
     }
     write_json(folder / "manifest.json", manifest)
-    files = ["config.json", "manifest.json", TABLE, LOSSES, WEIGHTS, MAPS]
-    mark_complete(folder, files + [f"{TEMPLATE}/{p.name}" for p in sorted((folder / TEMPLATE).iterdir())])
+    mark_complete(folder, ["config.json", "manifest.json", TABLE, LOSSES, WEIGHTS, MAPS])
     parts.remove()

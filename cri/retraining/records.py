@@ -1,7 +1,7 @@
 """Retraining ground truth: what models trained with and without certain cases say of chosen queries, recorded
 compactly so that the models themselves need not be kept.
 
-A record is a folder with `config.json`, `replicas.csv` (one row a model), `record.safetensors` (training masks and
+A record is a folder with `config.json`, `replicas.csv` (one row a model), `record.safetensors.xz` (training masks and
 right answers of the whole grid as packed bits, losses of the queries), `manifest.json` and `complete.json`.
 """
 
@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors.numpy import load_file, save_file
 
+from cri.compression import XZ, pack_arrays, read_arrays, stored
 from cri.config import RunConfig
 from cri.data.token_table import TARGETS, TokenTable
 from cri.ensembles.bank import Bank, load_bank, stacked_scores
@@ -29,7 +29,6 @@ from cri.errors import CorruptRunError, CriError
 from cri.evaluation.decoding import Decoded
 from cri.models.presets import is_preset
 from cri.storage import (
-    atomic_path,
     config_hash,
     is_complete,
     locked,
@@ -37,6 +36,7 @@ from cri.storage import (
     provenance,
     read_json,
     verify,
+    write_bytes,
     write_json,
     write_text,
     writing_to,
@@ -115,9 +115,9 @@ def load_retrainings(folder: Path | str) -> Retrainings:
     """Opens a finished record; raises `CorruptRunError` for an altered file, `CriError` for none."""
     folder = Path(folder)
     verify(folder)
-    if not (folder / RECORD).exists():
+    if not stored(folder / RECORD).exists():
         raise CriError(f"record: {folder} holds no retrainings")
-    arrays = load_file(folder / RECORD)
+    arrays = read_arrays(folder / RECORD)
     n_cases = int(read_json(folder / "manifest.json")["n_cases"])
     return Retrainings(
         folder,
@@ -186,8 +186,7 @@ def retrain(
         arrays["queries"] = queries.astype(np.int32)
         write_json(folder / "config.json", config.to_dict())
         write_text(folder / TABLE, bank.table.to_csv(index=False, float_format="%.6g"))
-        with atomic_path(folder / RECORD) as temporary:
-            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
+        write_bytes(folder / f"{RECORD}{XZ}", pack_arrays(arrays))
         trained = read_json(path / "manifest.json")
         manifest: dict[str, Any] = {
             "identity": identity,

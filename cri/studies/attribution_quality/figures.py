@@ -10,6 +10,7 @@ import pandas as pd
 
 from cri import plots
 from cri.attribution.methods import METHODS, find
+from cri.compression import read_table, stored
 from cri.options import FamilyName
 from cri.plots.retraining import CONTROL, RETRAININGS, flip_curves, quality_bars, quality_points
 from cri.retraining.config import PRESETS
@@ -118,16 +119,16 @@ def draw(tables: Path, figures: Path) -> list[Path]:
     manifest = read_json(tables / "manifest.json")
     family = FamilyName.parse(manifest["family"]).title
     damped = f"{family}; {_damping(manifest)}"
-    lds = pd.read_csv(tables / "lds.csv")
+    lds = read_table(tables / "lds.csv")
     n_base = len(PRESETS[manifest["bank"]].seeds)
     lds = lds.assign(name=[_name(m, n_base) for m in lds["method"]], kind=[find(m).kind for m in lds["method"]])
-    ceilings = pd.read_csv(tables / "ceiling.csv") if (tables / "ceiling.csv").exists() else None
+    ceilings = read_table(tables / "ceiling.csv") if stored(tables / "ceiling.csv").exists() else None
     everywhere, lines = (
         t if t is None else t[(t["region"] == EVERYWHERE) & (t["target"] == TARGET)] for t in (lds, ceilings)
     )
     prefix = f"attribution_quality_{tables.name}"
     with plots.style():
         drawn = {"lds": _lds(everywhere, lines, damped), "variants": _variants(everywhere, lines, damped)}
-        if (tables / "top_k.csv").exists():
-            drawn["top_k"] = _top_k(pd.read_csv(tables / "top_k.csv"), n_base, damped)
+        if stored(tables / "top_k.csv").exists():
+            drawn["top_k"] = _top_k(read_table(tables / "top_k.csv"), n_base, damped)
         return [path for name, fig in drawn.items() for path in plots.save_figure(fig, figures / f"{prefix}_{name}")]

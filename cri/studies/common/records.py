@@ -7,6 +7,7 @@ when it is in its place; should the process be killed just then, the next one ha
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import json
@@ -31,15 +32,29 @@ _HANDING_OUT = "to.json"
 
 
 def code_hash(*names: str) -> str:
-    """Hash of the package without plots and studies, and of the named studies' files (glob patterns)."""
-    from cri.storage import file_sha256
+    """Hash of what recorded tables are computed by: the package without plots and studies, what studies share, and the
+    named studies' files (glob patterns). Comments, docstrings and layout do not count.
 
+    Tables are made again where this differs: that takes minutes. Trained models are kept whatever the code: they are
+    known by config, tokens, split and replicas (`Materials.identity`, `Replica.identity`), and a change of training
+    that makes other models has to change one of these.
+    """
     package = Path(__file__).parents[2]
     studies = package / "studies"
     files = [f for f in sorted(package.rglob("*.py")) if f.relative_to(package).parts[0] not in ("plots", "studies")]
-    files += [f for name in names for f in sorted(studies.glob(name))]
-    listed = {str(f.relative_to(package)): file_sha256(f) for f in files}
+    files += [f for name in ("common/*.py", *names) for f in sorted(studies.glob(name))]
+    listed = {str(f.relative_to(package)): _statements(f.read_text()) for f in files}
     return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _statements(source: str) -> str:
+    """Source code without comments, docstrings (of attributes too) and layout."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            texts = [s for s in body if isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant)]
+            setattr(node, "body", [s for s in body if s not in texts])  # noqa: B010
+    return ast.unparse(tree)
 
 
 @contextlib.contextmanager
@@ -107,11 +122,12 @@ class Record:
     ) -> list[Path]:
         """Replaces the record: each table as CSV, the manifest (`facts`, machine and versions), and what `draw` makes
         of these. Tables and figures of the former record that this one has not are removed. Returns the figures."""
-        from cri.storage import provenance, write_json, write_text
+        from cri.compression import pack_table
+        from cri.storage import provenance, write_bytes, write_json
 
         with self._made_beside() as new:
             for name, table in tables.items():
-                write_text(new / f"{name}.csv", table.to_csv(index=False, float_format="%.5g"))
+                write_bytes(*pack_table(table, new / f"{name}.csv", float_format="%.5g"))
             write_json(new / MANIFEST, {**facts, **provenance()})
             return self._put(new, draw)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from cri import plots
+from cri.compression import read_table, tables_in
 from cri.options import FamilyName
 from cri.plots.retraining import index_strip, removal_effects
 from cri.plots.worth import worth_points
@@ -151,7 +152,7 @@ def _worth(doses: pd.DataFrame) -> Any:
 
 def draw(tables: Path, figures: Path) -> list[Path]:
     """Draws every figure of the study from the tables in a folder; returns the files written."""
-    t = {p.stem: pd.read_csv(p) for p in sorted(tables.glob("*.csv"))}
+    t = {name: read_table(path) for name, path in tables_in(tables).items()}
     cases = t["cases"]
     if "cases_other" in t:
         other = t["cases_other"].rename(columns={"index": "cri", "index_low": "cri_low", "index_high": "cri_high"})

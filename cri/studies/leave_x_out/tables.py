@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cri import plots
+from cri.compression import read_table, stored
 from cri.data.case_relations import grid_distance, mirror_images
 from cri.data.splits import Split, in_square
 from cri.data.step_coverage import step_coverage
@@ -281,10 +282,10 @@ def draw(tables: Path, figures: Path) -> list[Path]:
     """Draws the figures from the tables in a folder; returns the files written."""
     prefix = f"leave_x_out_{tables.name}"
     with plots.style():
-        drawn = {"designs": _designs(pd.read_csv(tables / "designs.csv"))}
-        if (tables / "sliding.csv").exists():
+        drawn = {"designs": _designs(read_table(tables / "designs.csv"))}
+        if stored(tables / "sliding.csv").exists():
             axis_names = read_json(tables / "manifest.json")["axis_names"]
-            drawn["sliding"] = _sliding(pd.read_csv(tables / "sliding.csv"), axis_names)
+            drawn["sliding"] = _sliding(read_table(tables / "sliding.csv"), axis_names)
         return [path for name, fig in drawn.items() for path in plots.save_figure(fig, figures / f"{prefix}_{name}")]
 
 

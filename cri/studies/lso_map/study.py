@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cri.cli import run_command
+from cri.compression import read_table, stored
 from cri.errors import CriError
 from cri.evaluation.scoring import STATUSES
 from cri.studies.lso_map.config import KEYS, NAME, PRESETS, LsoMapConfig
@@ -59,19 +60,18 @@ _RUN_COLUMNS = [
 
 def draw(folder: Path, figures: Path) -> list[Path]:
     """The figures, from the recorded tables alone."""
-    import pandas as pd
 
     from cri.plots import style
     from cri.storage import read_json
     from cri.studies.lso_map.figures import draw_failures, draw_maps, draw_prediction, draw_rings
 
     manifest = read_json(folder / "manifest.json")
-    cases = pd.read_csv(folder / "cases.csv", keep_default_na=False)
+    cases = read_table(folder / "cases.csv", keep_default_na=False)
     with style():
-        drawn = draw_maps(cases, manifest, figures) + draw_rings(pd.read_csv(folder / "rings.csv"), manifest, figures)
+        drawn = draw_maps(cases, manifest, figures) + draw_rings(read_table(folder / "rings.csv"), manifest, figures)
         drawn += draw_failures(cases, manifest, figures)
-        if (folder / "square.csv").exists():
-            square, steps = (pd.read_csv(folder / f"{name}.csv") for name in ("square", "steps"))
+        if stored(folder / "square.csv").exists():
+            square, steps = (read_table(folder / f"{name}.csv") for name in ("square", "steps"))
             drawn += draw_prediction(square, cases, steps, manifest, figures)
         return drawn
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from cri import plots
 from cri.attribution.methods import PARAMETERS, find, layer
+from cri.compression import read_table, tables_in
 from cri.plots.retraining import group_points
 from cri.storage import read_json
 
@@ -221,7 +222,7 @@ def _causal(table: pd.DataFrame, manifest: dict[str, Any]) -> Any:
 def draw(tables: Path, figures: Path) -> list[Path]:
     """Draws every figure of the study from the tables in a folder; returns the files written."""
     manifest = read_json(tables / "manifest.json")
-    t = {p.stem: pd.read_csv(p, keep_default_na=p.stem != "examples") for p in sorted(tables.glob("*.csv"))}
+    t = {name: read_table(path, keep_default_na=name != "examples") for name, path in tables_in(tables).items()}
     prefix = f"neighbor_attribution_{tables.name}"
     with plots.style():
         drawn = {

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cri.attribution.methods import help_text, settings
 from cri.cli import run_command
+from cri.compression import read_table, stored, tables_in
 from cri.studies.common.records import code_hash, recording
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def _identity(config: NeighborAttribution, runs: list[Path]) -> dict[str, Any]:
         "options": json.loads(json.dumps(options)),
         "runs": {path.name: _weights(read_json(path / MARKER)["sha256"]) for path in runs},
         "removal": {
-            p.name: file_sha256(p) for p in sorted(config.removal.glob("*.csv")) if p.stem in ("groups", "doses")
+            p.name: file_sha256(p) for name, p in tables_in(config.removal).items() if name in ("groups", "doses")
         },
         "methods": settings(),
         "code": code_hash("neighbor_attribution/*.py"),
@@ -50,7 +51,6 @@ def run(config: NeighborAttribution) -> list[Path]:
 
     Tables made earlier by the same code from the same options and runs are reused.
     """
-    import pandas as pd
 
     from cri.studies.neighbor_attribution.figures import draw
     from cri.tasks import make_task
@@ -77,10 +77,10 @@ def run(config: NeighborAttribution) -> list[Path]:
             }
             figures = record.write(tables, facts, draw)
     for name, title in (("accuracy", "Accuracy"), ("overall", "Verdict (association, not causation)")):
-        print(f"\n{title}\n{pd.read_csv(folder / f'{name}.csv').to_string(index=False)}")
-    if (folder / "causal.csv").exists():
-        print(f"\nEnrichment beside the measured effect\n{causal_text(pd.read_csv(folder / 'causal.csv'))}")
-    print(f"\nEvidence\n{verdict_text(pd.read_csv(folder / 'verdicts.csv'))}")
+        print(f"\n{title}\n{read_table(folder / f'{name}.csv').to_string(index=False)}")
+    if stored(folder / "causal.csv").exists():
+        print(f"\nEnrichment beside the measured effect\n{causal_text(read_table(folder / 'causal.csv'))}")
+    print(f"\nEvidence\n{verdict_text(read_table(folder / 'verdicts.csv'))}")
     print("\nTables", folder, "\nFigures", *figures, sep="\n  ")
     return figures
 

@@ -17,6 +17,7 @@ from cri import statistics
 from cri.attribution.methods import METHODS, NO_MODEL, PARAMETERS, methods_table
 from cri.attribution.neighbors import nearest
 from cri.attribution.questions import Question
+from cri.compression import read_table, stored
 from cri.data.splits import depth
 from cri.errors import CriError
 from cri.evaluation.scoring import STATUSES
@@ -307,9 +308,9 @@ def causal(enrichment: pd.DataFrame, removal: Path, config: NeighborAttribution)
     names = {"task": config.task, "format": config.format, "tokenizer": config.tokenizer, "split": "square"}
     measured: dict[str, pd.DataFrame] = {}
     for name in ("groups", "doses"):
-        if not (removal / f"{name}.csv").exists():
+        if not stored(removal / f"{name}.csv").exists():
             return None
-        table = pd.read_csv(removal / f"{name}.csv")
+        table = read_table(removal / f"{name}.csv")
         measured[name] = table[np.all([table[key] == value for key, value in names.items()], axis=0)]
     effects = measured["groups"][
         (measured["groups"]["region"] == "all") & (measured["groups"]["target"] == "prediction")

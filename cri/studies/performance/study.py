@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cri.cli import run_command
+from cri.compression import read_table, stored
 from cri.errors import CriError, unknown_name
 from cri.storage import provenance, read_json
 from cri.studies.common.records import MANIFEST, Record, recording
@@ -65,7 +66,7 @@ def _measure(part: str, config: PerformanceConfig, device: str, record: Record, 
     from cri.studies.performance.rows import clear
 
     table, manifest = record.folder / "results.csv", record.folder / MANIFEST
-    earlier: list[dict[str, Any]] = pd.read_csv(table).to_dict("records") if table.exists() else []
+    earlier: list[dict[str, Any]] = read_table(table).to_dict("records") if stored(table).exists() else []
     parts: dict[str, Any] = read_json(manifest)["parts"] if manifest.exists() else {}
     others = [row for row in earlier if row["part"] != part]
     stands = len(others) < len(earlier)  # rows of this part, which nothing short of all its new ones replaces

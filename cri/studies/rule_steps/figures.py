@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from cri import plots
+from cri.compression import read_table, tables_in
 from cri.storage import read_json
 
 SUBJECT = ["task", "format", "tokenizer"]
@@ -169,7 +170,8 @@ def _agreement(table: pd.DataFrame, squares: dict[str, Any]) -> Any:
 def draw(tables: Path, figures: Path) -> list[Path]:
     """Draws every figure that the tables in a folder allow; returns the files written."""
     facts = read_json(tables / "manifest.json")
-    t = {p.stem: pd.read_csv(p, keep_default_na=p.stem not in ("map", "edits")) for p in sorted(tables.glob("*.csv"))}
+    texts = ("map", "edits")
+    t = {name: read_table(path, keep_default_na=name not in texts) for name, path in tables_in(tables).items()}
     drawn: dict[str, Any] = {}
     with plots.style():
         if "map" in t:

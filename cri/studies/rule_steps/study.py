@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cri.cli import run_command
+from cri.compression import read_table, stored, tables_in
 from cri.config import RunConfig
 from cri.errors import CriError, unknown_name
 from cri.studies.common.records import MANIFEST, code_hash, recording
@@ -68,7 +69,7 @@ def removal_tables(folder: Path, runs: list[RunConfig]) -> list[Path]:
         for run in runs
     ]
     made = [path for path in sorted(folder.rglob(MANIFEST)) if all(read_json(path).get("models") == s for s in shapes)]
-    return [table for path in made for table in sorted(path.parent.glob("*.csv"))]
+    return [table for path in made for table in tables_in(path.parent).values()]
 
 
 def _identity(config: RuleSteps, paths: list[Path], removal: list[Path]) -> dict[str, Any]:
@@ -89,7 +90,6 @@ def run(config: RuleSteps) -> list[Path]:
 
     Tables made earlier by the same code from the same options and runs are reused.
     """
-    import pandas as pd
 
     from cri.storage import read_json, verify
     from cri.studies.rule_steps.figures import draw
@@ -115,8 +115,8 @@ def run(config: RuleSteps) -> list[Path]:
     facts = read_json(folder / MANIFEST)
     for name, title in (("follow", "Edits followed"), ("iia", "Interchange interventions"), ("verdict", "Verdict"),
                         ("agreement_rates", "Agreement with the behavioural map and the removal index")):  # fmt: skip
-        if (folder / f"{name}.csv").exists():
-            table = pd.read_csv(folder / f"{name}.csv")
+        if stored(folder / f"{name}.csv").exists():
+            table = read_table(folder / f"{name}.csv")
             table = table[table["seen"] == "all"].drop(columns="seen") if "seen" in table else table
             print(f"\n{title}\n{table.to_string(index=False, float_format=lambda x: f'{x:.3f}')}")
     for note in facts["notes"]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from cri.compression import read_table
 from cri.statistics import estimate, wilson
 from cri.studies.rule_steps.measures import accuracy_row, intervene
 from cri.training.runs import load_run
@@ -250,7 +251,7 @@ def removal_index(paths: Sequence[Path]) -> pd.DataFrame | None:
     """Removal indices by case from the recorded tables that have them (columns `cri` and `id` or `test_id`)."""
     found = []
     for path in paths:
-        table = pd.read_csv(path).rename(columns={"test_id": "id"})
+        table = read_table(path).rename(columns={"test_id": "id"})
         if {"id", "cri"} <= set(table.columns):
             found.append(table)
     return pd.concat(found, ignore_index=True) if found else None
