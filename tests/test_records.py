@@ -94,7 +94,7 @@ def test_the_data_card_lists_every_record_with_its_checksum():
         r"^\| `([^`]+)` \| (\d+) \| [\d.]+ \| `([0-9a-f]{16})` \|$", (STUDIES / "DATA.md").read_text(), re.M
     )
     found = {(str(r.relative_to(BANK)), str(len(load_retrainings(r))), file_sha256(r / MARKER)[:16]) for r in RECORDS}
-    assert set(rows) == found
+    assert set(rows) == found, f"in studies/DATA.md, or here, only: {sorted(set(rows) ^ found)}"
 
 
 def test_the_repository_stays_small():

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from cri import plots
+from cri.compression import read_table, tables_in
 from cri.options import FamilyName
 from cri.plots.offsets import kind_points, offset_map
 from cri.tasks.planted import PLANTED
@@ -20,7 +21,7 @@ LIMIT, LINEAR = 1.0, 0.05
 
 def draw(folder: Path, figures: Path) -> list[Path]:
     """Draws the figures from the tables in a folder; returns the files written."""
-    tables = {path.stem: pd.read_csv(path, keep_default_na=False, na_values=[""]) for path in folder.glob("*.csv")}
+    tables = {name: read_table(path, keep_default_na=False, na_values=[""]) for name, path in tables_in(folder).items()}
     drawn: dict[str, Any] = {}
     with plots.style():
         if "kernel" in tables:
