@@ -1,169 +1,264 @@
-"""Every record under `studies/` opens through its door, holds what its checksums say, and is kept small."""
+"""Records of studies: wholly of one run or of another, whenever their process ends; figures with their tables."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
-from cri.compression import TABLE_LIMIT, content_name, pack_arrays, pack_table, read_arrays, read_table, stored
-from cri.errors import CorruptRunError
-from cri.evaluation.decoding import decode
-from cri.retraining.records import load_retrainings
-from cri.storage import MARKER, file_sha256, mark_complete, read_json, verify, write_bytes
-from cri.studies.common.records import code_hash
+from cri import storage
+from cri.errors import CorruptRunError, CriError
+from cri.storage import MARKER, file_sha256, is_complete, read_json, verify
+from cri.studies.common.records import MANIFEST, recording
 
-ROOT = Path(__file__).parent.parent
-STUDIES = ROOT / "studies"
-BANK = STUDIES / "retraining_bank"
-MARKERS = sorted(STUDIES.rglob(MARKER))
-TABLES = sorted(p for p in STUDIES.rglob("*.csv*") if content_name(p.name).endswith(".csv"))
-RECORDS = sorted(m.parent for m in MARKERS if stored(m.parent / "record.safetensors").exists())
-BASES = [record for record in RECORDS if record.name == "base"]
-RECORDED_AGAIN = {"addition-scratchpad-number/subsets-50"}
-"""Scratchpads were retrained with two more seeds after the LDS tables of `cpu`, which name the record of one seed."""
+# Writes the record of a configuration in a child, once for each call into the file system that makes, moves or removes
+# something, and kills the child just before that call; tells what a reader then finds.
+DRIVER = """
+import json, os, shutil, signal, sys
+from pathlib import Path
+import pandas as pd
+import cri.studies.common.records as records
+from cri import storage
+from cri.storage import is_complete, read_json, verify
 
-
-def name(path: Path) -> str:
-    return str(path.relative_to(STUDIES))
+if sys.argv[3] == "two steps":
+    storage._exchange = lambda one, other: False
+folder, figures = Path(sys.argv[1]), Path(sys.argv[2])
 
 
-def test_there_are_records():
-    assert len(MARKERS) > 70
-    assert len(RECORDS) > 50
-    assert len(BASES) == 13
+def draw(tables, where):
+    where.mkdir()
+    name = read_json(tables / "manifest.json")["of"]
+    drawn = []
+    for kind in ("map", "rings", name):  # one that only this configuration has
+        (where / f"{kind}.png").write_text(f"{kind} of {name}")
+        drawn.append(where / f"{kind}.png")
+    return drawn
 
 
-@pytest.mark.parametrize("folder", [m.parent for m in MARKERS], ids=name)
-def test_checksums_hold(folder: Path):
+def make(name):
+    table = pd.DataFrame({"of": [name]})
+    with records.recording(folder, figures) as record:
+        record.write({"runs": table, "cases": table, name: table}, {"of": name}, draw)
+
+
+def killed_at(n, name):
+    pid = os.fork()
+    if pid == 0:
+        calls = [0]
+        def counted(real):
+            def call(*args, **options):
+                calls[0] += 1
+                if calls[0] == n:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*args, **options)
+            return call
+        for place, call in ((os, "replace"), (os, "rename"), (os, "unlink"), (os, "rmdir"), (os, "mkdir"),
+                            (storage, "_exchange")):
+            setattr(place, call, counted(getattr(place, call)))
+        make(name)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def found():
+    names = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
     verify(folder)
+    return {"of": read_json(folder / "manifest.json")["of"], "names": names,
+            "tables": sorted({pd.read_csv(p)["of"][0] for p in folder.glob("*.csv")})}
 
 
-@pytest.mark.parametrize("study", sorted({p.relative_to(STUDIES).parts[0] for p in TABLES}))
-def test_every_table_and_json_file_of_a_study_opens(study: str):
-    for path in (p for p in TABLES if p.relative_to(STUDIES).parts[0] == study):
-        table = read_table(path.with_name(content_name(path.name)))
-        assert len(table) > 0, path
-        assert len(table.columns) > 1, path
-    for path in (STUDIES / study).rglob("*.json"):
-        assert read_json(path), path
+make("old")
+n, seen = 0, []
+while True:
+    n += 1
+    if not killed_at(n, "new"):
+        break
+    at_once = found() if folder.exists() else None
+    with records.recording(folder, figures):  # the next process
+        pass
+    after = found()
+    after["figures"] = {p.name: p.read_text() for p in sorted(figures.iterdir())}
+    after["left"] = sorted(p.name for p in folder.parent.iterdir() if p not in (folder, figures))
+    seen.append([at_once, after])
+    make("old")
+print(json.dumps(seen))
+"""
 
 
-@pytest.mark.parametrize("folder", RECORDS, ids=name)
-def test_retrainings_open(folder: Path):
-    record = load_retrainings(folder)
-    assert record.train.shape == record.correct.shape == (len(record), read_json(folder / "manifest.json")["n_cases"])
-    trained = record.train.sum(axis=1)
-    assert (trained == record.table["n_train"]).all()
-    right = np.where(record.train, record.correct, False).sum(axis=1) / trained
-    np.testing.assert_allclose(right, record.table["train_acc"], atol=1e-5)
-    for loss in record.loss.values():
-        assert loss.shape == (len(record), len(record.queries))
-        assert np.isfinite(loss).all()
+@pytest.mark.parametrize("way", ["one step", "two steps"])
+def test_killed_before_any_change_the_record_is_the_old_or_the_new(tmp_path, way):
+    command = [sys.executable, "-c", DRIVER, str(tmp_path / "record"), str(tmp_path / "figures"), way]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert len(seen) > 15
+    for at_once, after in seen:
+        # with two steps there is a moment without a record; never is there a mixed one
+        assert at_once is not None or way == "two steps"
+        for state in filter(None, (at_once, after)):
+            assert state["tables"] == [state["of"]]
+            assert state["names"] == sorted(["cases.csv", MARKER, MANIFEST, f"{state['of']}.csv", "runs.csv"])
+        of = after["of"]
+        assert after["figures"] == {f"{kind}.png": f"{kind} of {of}" for kind in sorted(("map", "rings", of))}
+        assert after["left"] == []
+    assert {after["of"] for _, after in seen} == {"old", "new"}
 
 
-@pytest.mark.parametrize("folder", BASES, ids=name)
-def test_base_models_are_built_from_config_and_weights_and_answer_as_recorded(folder: Path):
-    record = load_retrainings(folder)
-    bank = record.bank()
-    assert {"template"}.isdisjoint(p.name for p in bank.path.iterdir())
-    ids = np.sort(np.random.default_rng(0).permutation(bank.task.n_cases)[:60])
-    tokens = bank.tokens[ids]
-    decoded = decode(bank.model(1), tokens)
-    right = [
-        decoded.ids[i, : decoded.lengths[i]].tolist() == tokens.ids[i, start : end - 1].tolist()
-        for i, (start, end) in enumerate(zip(tokens.prompt_lengths.tolist(), tokens.lengths.tolist(), strict=True))
-    ]
-    assert np.mean(np.array(right) == record.correct[1, ids]) >= 0.98  # other machines round ties otherwise
+def write(folder: Path, figures: Path | None = None, **facts) -> list[Path]:
+    def draw(tables: Path, where: Path) -> list[Path]:
+        where.mkdir()
+        drawn = [where / f"{name}.png" for name in facts]
+        for path in drawn:
+            path.write_text(str(facts[path.stem]))
+        return drawn
+
+    with recording(folder, figures) as record:
+        return record.write({"t": pd.DataFrame({"x": [1]})}, facts, draw if figures else None)
 
 
-@pytest.mark.parametrize("manifest", sorted(STUDIES.glob("*/*/manifest.json")), ids=name)
-def test_the_records_that_tables_rest_on_are_those_here(manifest: Path):
-    facts = read_json(manifest)
-    for record, checksum in facts.get("records", {}).items():
-        if record not in RECORDED_AGAIN:
-            assert file_sha256(BANK / facts.get("bank", manifest.parent.name) / record / MARKER)[:16] == checksum
+def test_a_figure_that_the_record_no_longer_has_goes_unless_it_was_changed(tmp_path):
+    figures = tmp_path / "figures"
+    assert write(tmp_path / "r", figures, a=1, b=2, c=3) == [figures / f"{name}.png" for name in "abc"]
+    (figures / "c.png").write_text("drawn over by hand")
+    assert write(tmp_path / "r", figures, a=4) == [figures / "a.png"]
+    assert {p.name: p.read_text() for p in figures.iterdir()} == {"a.png": "4", "c.png": "drawn over by hand"}
+    assert read_json(tmp_path / "r" / MANIFEST)["figures"] == {"a.png": file_sha256(figures / "a.png")}
 
 
-def test_the_data_card_lists_every_record_with_its_checksum():
-    rows = re.findall(
-        r"^\| `([^`]+)` \| (\d+) \| [\d.]+ \| `([0-9a-f]{16})` \|$", (STUDIES / "DATA.md").read_text(), re.M
+def test_a_failure_to_draw_or_write_leaves_the_record_as_it_was(tmp_path):
+    figures = tmp_path / "figures"
+    write(tmp_path / "r", figures, a=1)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()}
+
+    def full(tables, where):
+        raise OSError(28, os.strerror(28))
+
+    with (
+        recording(tmp_path / "r", figures) as record,
+        pytest.raises(CriError, match=r"No space left on device.*stands"),
+    ):
+        record.write({}, {}, full)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "r").iterdir()} == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["figures", "r"]
+
+
+def test_what_is_no_record_is_not_replaced(tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.csv").write_text("x")
+    with pytest.raises(CriError, match=r"record: .*mine holds what is no record \(thesis\.csv\)"):
+        write(mine)
+    write(tmp_path / "r")
+    (tmp_path / "r" / "notes.txt").write_text("x")
+    with pytest.raises(CriError, match=r"holds what is no record \(notes\.txt\)"):
+        write(tmp_path / "r")
+    with pytest.raises(CriError, match=r"figures: .* lies in the record's folder"):
+        write(tmp_path / "s", tmp_path / "s" / "figures")
+    with pytest.raises(CriError, match=r"record: .* is not a folder"):
+        write(tmp_path / "r" / "notes.txt")
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_dir()) == ["mine", "r"]
+    assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("where", ["record", "figures"])
+def test_an_unwritable_place_is_found_before_the_work(tmp_path, where):
+    (tmp_path / "file").write_text("x")
+    places = {"record": tmp_path / "r" / "new", "figures": tmp_path / "figures", where: tmp_path / "file" / "x" / "y"}
+    with (
+        pytest.raises(CriError, match=rf"{where}: .* cannot be written to: Not a directory"),
+        recording(places["record"], places["figures"]),
+    ):
+        raise AssertionError("the work began")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_second_process_waits_and_names_the_first(tmp_path):
+    script = (
+        "import sys, time; from pathlib import Path; from cri.storage import locked\n"
+        "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(float(sys.argv[2]))"
     )
-    found = {(str(r.relative_to(BANK)), str(len(load_retrainings(r))), file_sha256(r / MARKER)[:16]) for r in RECORDS}
-    assert set(rows) == found, f"in studies/DATA.md, or here, only: {sorted(set(rows) ^ found)}"
+    start = [sys.executable, "-c", script, str(tmp_path / "run")]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    with subprocess.Popen([*start, "3"], env=environment, **options) as first:
+        assert first.stdout.readline() == "held\n"
+        second = subprocess.run([*start, "0"], env=environment, **options, check=False)
+    assert f"waiting for process {first.pid} on " in second.stderr
+    assert second.stdout == "held\n"
+    assert not list(tmp_path.iterdir())  # the folder was made for the lock alone
 
 
-def test_the_repository_stays_small():
-    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip("not in a git repository")
-    sizes = {f: (ROOT / f).stat().st_size for f in done.stdout.decode().split("\0") if f and (ROOT / f).is_file()}
-    assert sum(sizes.values()) < 80 * 2**20
-    assert not [f for f, size in sizes.items() if f.endswith(".csv") and size > TABLE_LIMIT]
-    assert not [f for f in sizes if Path(f).name in ("tokenizer.json", "model.safetensors")]
+def test_what_killed_processes_left_is_removed_and_what_living_ones_write_is_not(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    alive = os.getppid()
+    for pid in (dead.pid, alive):
+        (tmp_path / f".table.csv.{pid}.tmp").write_text("half")
+    storage.write_text(tmp_path / "table.csv", "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f".table.csv.{alive}.tmp", "table.csv"]
+    with storage.locked(tmp_path):
+        assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "table.csv"]
 
 
-def test_large_tables_are_packed_small_ones_are_not_and_both_are_read(tmp_path: Path):
-    large = pd.DataFrame({"x": np.arange(200_000), "y": 0.5})
-    for table, packed in ((large, True), (large[:10], False)):
-        path, content = pack_table(table, tmp_path / f"{len(table)}.csv")
-        assert (path.suffix == ".gz") == packed
-        assert pack_table(table, tmp_path / f"{len(table)}.csv")[1] == content
-        write_bytes(path, content)
-        pd.testing.assert_frame_equal(read_table(tmp_path / f"{len(table)}.csv"), table)
-
-
-def test_arrays_are_packed_without_loss(tmp_path: Path):
-    rng = np.random.default_rng(0)
-    arrays = {"loss": rng.normal(size=(30, 40)).astype(np.float32), "bits": rng.integers(0, 255, 999, dtype=np.uint8)}
-    arrays["loss"][0, :3] = np.nan, np.inf, -0.0
-    write_bytes(tmp_path / "a.safetensors.xz", pack_arrays(arrays))
-    for key, array in read_arrays(tmp_path / "a.safetensors").items():
-        assert array.tobytes() == arrays[key].tobytes()
-
-
-@pytest.mark.parametrize("damage", ["cut", "altered", "twice"])
-def test_a_damaged_packed_file_is_refused(tmp_path: Path, damage: str):
-    path, content = pack_table(pd.DataFrame({"x": np.arange(200_000)}), tmp_path / "cases.csv")
-    write_bytes(path, content)
-    mark_complete(tmp_path, [path.name])
-    assert list(read_json(tmp_path / MARKER)["sha256"]) == ["cases.csv"]
-    verify(tmp_path)
-    if damage == "cut":
-        path.write_bytes(content[: len(content) // 2])
-    elif damage == "altered":
-        path.write_bytes(pack_table(pd.DataFrame({"x": np.arange(1, 200_001)}), tmp_path / "cases.csv")[1])
+@pytest.mark.parametrize("kind", ["fifo", "link", "dangling link", "folder", "device"])
+def test_only_regular_files_are_replaced(tmp_path, kind):
+    target = tmp_path / "out.jsonl"
+    if kind == "fifo":
+        os.mkfifo(target)
+    elif kind == "folder":
+        target.mkdir()
+    elif kind == "device":
+        target = Path("/dev/null")
     else:
-        (tmp_path / "cases.csv").write_bytes(b"x\n1\n")
-    with pytest.raises(CorruptRunError, match=r"cases\.csv"):
-        verify(tmp_path)
+        target.symlink_to(tmp_path / "elsewhere")
+        if kind == "link":
+            (tmp_path / "elsewhere").write_text("kept")
+    before = target.lstat().st_mode
+    with pytest.raises(CriError, match=r"is not a regular file"):
+        storage.write_text(target, "x")
+    assert target.lstat().st_mode == before
+    assert kind != "link" or (tmp_path / "elsewhere").read_text() == "kept"
 
 
-def test_tables_are_made_again_when_statements_change_and_not_when_words_do(tmp_path: Path, monkeypatch):
-    from cri.studies.common import records
+def finished(folder: Path) -> Path:
+    write(folder)
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{}")
+    storage.mark_complete(folder, [MANIFEST, "t.csv", "model/config.json"])
+    verify(folder)
+    return folder
 
-    package = tmp_path / "cri"
-    (package / "studies" / "common").mkdir(parents=True)
-    (package / "studies" / "one").mkdir()
-    source, shared, own = (
-        package / "a.py",
-        package / "studies" / "common" / "b.py",
-        package / "studies" / "one" / "c.py",
-    )
-    for path in (source, shared, own):
-        path.write_text('"""Says."""\nX = 1\n"""What X is."""\n')
-    monkeypatch.setattr(records, "__file__", str(package / "studies" / "common" / "records.py"))
-    before = code_hash("one/*.py")
-    for path in (source, shared, own):
-        path.write_text('"""Says more."""\n\nX = 1  # why\n')
-        assert code_hash("one/*.py") == before
-        path.write_text('"""Says."""\nX = 2\n')
-        assert code_hash("one/*.py") != before
-        path.write_text("X = 1\n")
-    (package / "plots").mkdir()
-    (package / "plots" / "d.py").write_text("Y = 1\n")
-    assert code_hash("one/*.py") == before
+
+@pytest.mark.parametrize("marker", [{"sha256": {}}, {"sha256": []}, {}, [], 3])
+def test_a_marker_that_vouches_for_nothing_is_refused(tmp_path, marker):
+    folder = finished(tmp_path / "r")
+    storage.write_json(folder / MARKER, marker)
+    with pytest.raises(CorruptRunError, match=f"{MARKER} lists no files"):
+        verify(folder)
+
+
+@pytest.mark.parametrize("name", ["model/adapter_config.json", "model/complete.json", "extra.csv", "sub/x.bin"])
+def test_a_file_that_the_marker_does_not_list_is_refused(tmp_path, name):
+    folder = finished(tmp_path / "r")
+    storage.write_text(folder / name, "{}")
+    with pytest.raises(CorruptRunError, match=rf"{re.escape(name)} is no file of this run"):
+        verify(folder)
+
+
+def test_notes_and_what_a_kill_leaves_beside_a_finished_run_do_no_harm(tmp_path):
+    folder = finished(tmp_path / "r")
+    for name in ("notes.txt", "checkpoint.safetensors", "part-00000-00001.safetensors", ".DS_Store"):
+        (folder / name).write_text("x")
+    nested = folder / "bank-x"  # with a marker of its own
+    nested.mkdir()
+    storage.write_json(nested / MANIFEST, {})
+    storage.mark_complete(nested, [MANIFEST])
+    assert is_complete(nested)
+    verify(folder)
