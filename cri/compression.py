@@ -8,10 +8,11 @@ reproducible: a gzip header holds no time here, and an xz header never does.
 from __future__ import annotations
 
 import gzip
+import io
 import lzma
 import zlib
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,12 +42,12 @@ def content_name(name: str) -> str:
     return name.removesuffix(GZIP).removesuffix(XZ) if name.endswith((f".csv{GZIP}", f".safetensors{XZ}")) else name
 
 
-def open_content(path: Path) -> IO[bytes]:
+def open_content(path: Path) -> io.BufferedIOBase:
     """Opens the content of `path` for reading, wherever `stored` finds it."""
     found = stored(path)
     if found == path:
         return path.open("rb")
-    return gzip.open(found) if found.suffix == GZIP else lzma.open(found)  # pyright: ignore[reportReturnType]
+    return gzip.GzipFile(found) if found.suffix == GZIP else lzma.LZMAFile(found)
 
 
 def read_content(path: Path) -> bytes:
