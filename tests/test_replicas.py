@@ -143,7 +143,7 @@ def test_interrupted_stack_resumes_exactly(tmp_path):
     second.run(40)
     assert torch.equal(second.flat, whole.flat)
     assert torch.equal(second.losses, whole.losses)
-    with pytest.raises(CorruptRunError, match="another members"):
+    with pytest.raises(CorruptRunError, match="other members"):
         trainer().restore(tmp_path / "c.safetensors", {"members": "b"})
 
 
