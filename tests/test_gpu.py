@@ -40,7 +40,7 @@ def test_graphed_training_follows_the_cpu(model, precision, tolerance):
     expected, _ = losses(config.replace(precision="fp32"), "cpu")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=FELL_BACK)
-        found, trainer = losses(config, "cuda", compiled=False)
+        found, trainer = losses(config, "cuda", way="plain")
     assert trainer._graphed.graphs
     np.testing.assert_allclose(found, expected, rtol=tolerance)
 
@@ -53,15 +53,15 @@ def test_compiled_training_of_long_texts_follows_the_cpu(precision, tolerance):
     expected, _ = losses(config.replace(precision="fp32"), "cpu")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=FELL_BACK)
-        found, trainer = losses(config, "cuda", compiled=True)
+        found, trainer = losses(config, "cuda", way="compiled")
     assert trainer._graphed.graphs
     np.testing.assert_allclose(found, expected, rtol=tolerance)
 
 
 def test_accumulation_and_checkpointing_follow_the_whole_batch():
-    expected, _ = losses(CONFIG, "cuda", compiled=False)
+    expected, _ = losses(CONFIG, "cuda", way="plain")
     for change in ({"micro_batch": 24}, {"gradient_checkpointing": True}):
-        found, _ = losses(CONFIG.replace(**change), "cuda", compiled=False)
+        found, _ = losses(CONFIG.replace(**change), "cuda", way="plain")
         np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
@@ -89,13 +89,13 @@ def test_stack_follows_single_runs(model, fmt, compiled):
 
 def test_varied_widths_and_resume(tmp_path):
     config = CONFIG.replace(task_params={"size": 120}, split_params={"half_side": 3}, tokenizer="digit", steps=60)
-    expected, _ = losses(config, "cuda", compiled=False)
+    expected, _ = losses(config, "cuda", way="plain")
     materials = prepare(config)
-    half = Trainer(materials.model, materials.tokens, materials.split.train_ids, config.train, "cuda", compiled=False)
+    half = Trainer(materials.model, materials.tokens, materials.split.train_ids, config.train, "cuda", way="plain")
     half.run(30)
     half.save(tmp_path / "c.safetensors", {})
     again = prepare(config)
-    rest = Trainer(again.model, again.tokens, again.split.train_ids, config.train, "cuda", compiled=False)
+    rest = Trainer(again.model, again.tokens, again.split.train_ids, config.train, "cuda", way="plain")
     rest.restore(tmp_path / "c.safetensors", {})
     found: list[float] = []
     rest.run(60, 10, lambda p: found.append(p.loss))

@@ -432,7 +432,7 @@ def test_memory_is_estimated_from_above_and_not_far(name):
     config = SHAPES[name]
     materials = prepare(config)
     layout = Layout(materials.model)
-    estimate = cri.ensembles.engine.bytes_per_replica(materials, layout)
+    estimate = cri.ensembles.engine.bytes_each(materials, layout)
     rows = [layout.flatten(materials.model)] * 2
     members = [Member(row, materials.split.train_ids, 0, 1e-3, 0.0, config.train.batch_size) for row in rows]
     trainer = StackedTrainer(materials.model, layout, materials.tokens, members, config.train, "cpu")

@@ -30,6 +30,7 @@ from cri.ensembles.stacked import Layout, StackedForward
 from cri.errors import CriError, out_of_range
 from cri.evaluation.decoding import Decoded, decoding_room
 from cri.models.attention import SHORT
+from cri.models.device import cases_forward
 from cri.storage import read_json, verify
 from cri.tasks import Task
 from cri.training.runs import require_same
@@ -152,11 +153,7 @@ def _case_blocks(
 ) -> Iterator[Int[np.ndarray, " block"]]:
     """Indices of cases in blocks of one prompt length that fit into `share` of the free memory, `n_logits` positions
     being scored."""
-    shape = forward.template.config
-    free = torch.cuda.mem_get_info(flat.device)[0] if flat.device.type == "cuda" else 1 << 30
-    size = max(
-        1, int(share * free) // (4 * len(flat) * (16 * width * shape.hidden_size + 4 * n_logits * shape.vocab_size))
-    )
+    size = cases_forward(forward.template.config, len(flat), width, n_logits, flat.device, share)
     for length in np.unique(prompt_lengths):
         rows = np.flatnonzero(prompt_lengths == length)
         for start in range(0, len(rows), size):

@@ -25,11 +25,11 @@ from cri.data.token_table import TokenTable
 from cri.ensembles.bank import decodes_stacked, stacked_decode
 from cri.ensembles.stacked import Layout, Member, StackedForward, StackedTrainer
 from cri.errors import CriError
-from cri.evaluation.decoding import Decoded, decode, positions_in_memory
+from cri.evaluation.decoding import Decoded, decode
+from cri.models.device import bytes_per_replica, compiling_a_stack_pays, give_memory_back, sequences_decoded
 from cri.models.presets import is_preset
 from cri.storage import config_hash
 from cri.training.checkpoints import read_checkpoint
-from cri.training.compilation import give_memory_back
 from cri.training.setup import Materials, initial_model
 from cri.training.trainer import Trainer
 
@@ -86,39 +86,9 @@ def initial_of(materials: Materials, seed: int) -> Any:
     return copy.deepcopy(materials.model)
 
 
-def bytes_per_replica(materials: Materials, layout: Layout) -> int:
-    """Device memory that one replica takes in training, estimated from above (tests hold it between the peak and
-    2.2 times that): eight tensors of its parameters, and what the forward pass keeps for the backward pass."""
-    config, shape = materials.config.train, materials.model.config
-    tokens = config.batch_size * materials.tokens.ids.shape[1]
-    targets = config.batch_size * int((materials.tokens.lengths - materials.tokens.prompt_lengths).max())
-    if config.loss_on == "all":
-        targets = tokens
-    attention = shape.num_attention_heads * materials.tokens.ids.shape[1] * 4
-    per_token = shape.num_hidden_layers * (24 * shape.hidden_size + attention)
-    return 4 * (8 * layout.width + tokens * per_token + targets * shape.vocab_size * 4)
-
-
-def replicas_at_once(materials: Materials, layout: Layout, device: torch.device) -> int:
-    """How many replicas the device's free memory holds."""
-    if device.type != "cuda":
-        return 8
-    return max(1, int(0.85 * torch.cuda.mem_get_info(device)[0]) // bytes_per_replica(materials, layout))
-
-
-def compile_pays(materials: Materials, layout: Layout, n_replicas: int, device: torch.device) -> bool:
-    """Whether torch.compile saves more time than it takes.
-
-    Uncompiled, these models are bound by memory: the estimate is the bytes they move (five times what they hold, as
-    counted for `nano`) over 2 TB/s, of which compilation saves about half; it takes some seconds a layer for each
-    width of batch.
-    """
-    if device.type != "cuda":
-        return False
-    n_bytes = 5 * n_replicas * bytes_per_replica(materials, layout)
-    n_widths = math.ceil(materials.tokens.ids.shape[1] / 16)
-    seconds_saved = 0.5 * materials.config.train.steps * n_bytes / 2e12
-    return seconds_saved > n_widths * (10 + 4 * materials.model.config.num_hidden_layers)
+def bytes_each(materials: Materials, layout: Layout) -> int:
+    """Device memory that one replica takes in training."""
+    return bytes_per_replica(materials.config.train, materials.tokens, materials.model.config, layout.width)
 
 
 @dataclass
@@ -147,7 +117,9 @@ def train_stack(
     template = initial_of(materials, 0)
     layout = Layout(template)
     if compiled is None:
-        compiled = compile_pays(materials, layout, len(replicas), device)
+        held = len(replicas) * bytes_each(materials, layout)
+        longest = materials.tokens.ids.shape[1]
+        compiled = compiling_a_stack_pays(template.config, materials.config.train, longest, held, device)
     members = members_of(materials, replicas, layout)
     trainer = StackedTrainer(
         template,
@@ -251,7 +223,7 @@ def decode_stack(
     template = forward.template
 
     def one(share: float) -> Decoded:
-        return decode(template, tokens, batch_tokens=positions_in_memory(template, flat.device, share))
+        return decode(template, tokens, batch_tokens=sequences_decoded(template, flat.device, share))
 
     decoded = []
     for row in flat:

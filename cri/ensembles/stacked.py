@@ -24,11 +24,12 @@ from torch.func import functional_call, vmap
 from cri.config import TrainConfig
 from cri.data.token_table import TokenTable
 from cri.errors import CriError
-from cri.models.attention import SHORT, Kind, has_dropout, last_layer_where_scored, unmasked
+from cri.models.attention import Kind, has_dropout, last_layer_where_scored, stacked_kind, unmasked
+from cri.models.device import autocast, bucket, matmul_precision, rounding, whole_tiles
 from cri.training.batches import BatchStream, learning_rates
 from cri.training.checkpoints import read_checkpoint, require_identity, write_checkpoint
-from cri.training.compilation import GraphedStep, Traced, bucket, matmul_precision, rounding
-from cri.training.trainer import labels_of
+from cri.training.compilation import GraphedStep, Traced
+from cri.training.loss import labels_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -83,12 +84,6 @@ def check_stackable(model: PreTrainedModel) -> None:
         raise CriError("model: replicas need a model without dropout; use a preset")
 
 
-def attention_kind(width: int, compiled: bool = False) -> Kind:
-    """The quickest implementation that can be launched: on a GPU, the library's takes no more than 65,535 sequences,
-    and traced without gradients it does not keep the logsumexp that its backward pass needs."""
-    return "sums" if compiled and width <= SHORT else "products"
-
-
 class StackedForward:
     """The forward pass of every replica at once.
 
@@ -114,7 +109,7 @@ class StackedForward:
         first: int,
     ) -> Float[Tensor, " replica"]:
         """Cross-entropy of each replica's own batch, summed over labelled positions from `first` on."""
-        kind = attention_kind(ids.shape[2], self.compiled)
+        kind = stacked_kind(ids.shape[2], self.compiled)
         if (first, kind) not in self._losses:
 
             def one(parameters: dict[str, Tensor], ids: Tensor, labels: Tensor) -> Tensor:
@@ -126,8 +121,7 @@ class StackedForward:
 
             @contextlib.contextmanager
             def context() -> Iterator[None]:
-                low = self.precision == "bf16"
-                with unmasked(self.template, kind), torch.autocast(flat.device.type, torch.bfloat16, low, False):
+                with unmasked(self.template, kind), autocast(flat.device, self.precision):
                     yield
 
             self._losses[first, kind] = Traced(vmap(one), context, self.compiled, rounding(self.precision))
@@ -143,7 +137,7 @@ class StackedForward:
             return self._logits(parameters, ids, ids.shape[1] - first)
 
         # called with many shapes a few times each: tracing would cost more than it saves
-        kind = attention_kind(ids.shape[2])
+        kind = stacked_kind(ids.shape[2])
         with unmasked(self.template, kind), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet")
             return vmap(one)(self.layout.views(flat), ids)
@@ -239,9 +233,7 @@ class StackedTrainer:
         self.flat = torch.stack([m.initial for m in members]).to(self.device).requires_grad_()
         self.mean, self.square = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
         self.streams = [BatchStream(m.train_ids, tokens.lengths.numpy(), m.batch_size, m.seed) for m in members]
-        self.batch = max(s.size for s in self.streams)
-        if self.device.type == "cuda":  # matrix units work in eights; what is added is masked out
-            self.batch = math.ceil(self.batch / 8) * 8
+        self.batch = whole_tiles(max(s.size for s in self.streams), self.device)  # what is added is masked out
         self.ids = tokens.ids.to(self.device)
         self.labels = labels_of(tokens, config.loss_on).to(self.device)
         self.lengths = tokens.lengths.numpy()

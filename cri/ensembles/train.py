@@ -26,13 +26,14 @@ from cri.ensembles.engine import (
     LOG_EVERY,
     Replica,
     Result,
+    bytes_each,
     part_name,
-    replicas_at_once,
     train_alone,
     train_what_fits,
 )
 from cri.ensembles.stacked import Layout
 from cri.errors import CriError, out_of_range
+from cri.models.device import replicas_at_once, resolve_device
 from cri.storage import (
     atomic_path,
     config_hash,
@@ -50,7 +51,7 @@ from cri.storage import (
 from cri.training.checkpoints import read_checkpoint, require_identity, write_checkpoint
 from cri.training.jobs import Backend, Workers, progress_bar
 from cri.training.runs import require_same
-from cri.training.setup import Materials, prepare, resolve_device
+from cri.training.setup import Materials, prepare
 
 Method = Literal["auto", "stacked", "processes"]
 
@@ -216,7 +217,7 @@ def _train_stacked(
     """A job: neighbouring replicas, as many at a time as memory holds."""
     chunk, compiled, checkpoint_seconds, progress = options
     where = torch.device(resolve_device(device))
-    size = chunk or replicas_at_once(materials, Layout(materials.model), where)
+    size = chunk or replicas_at_once(bytes_each(materials, Layout(materials.model)), where)
     size = math.ceil(len(block) / math.ceil(len(block) / size))  # parts of equal size
     reader = AnswerReader(materials.task, materials.format, materials.tokenizer, materials.tokens)
     places, steps = list(block), materials.config.train.steps

@@ -23,6 +23,7 @@ from cri.data.token_table import TokenTable
 from cri.evaluation.scoring import reading_table
 from cri.formats import Format
 from cri.models.attention import unmasked
+from cri.models.device import sequences_decoded
 from cri.models.positions import positions_of
 from cri.tasks import Task
 
@@ -85,7 +86,7 @@ def decode(
         room = min(room, limit - int(tokens.prompt_lengths.max()))
     n = len(tokens)
     if batch_tokens is None:
-        batch_tokens = positions_in_memory(model, device)
+        batch_tokens = sequences_decoded(model, device)
     out = torch.full((n, room), tokens.eos, dtype=torch.long)
     lengths = torch.zeros(n, dtype=torch.long)
     finished = torch.zeros(n, dtype=torch.bool)
@@ -108,18 +109,6 @@ def decode(
             if on_progress:
                 on_progress(len(part))
     return Decoded(out.numpy(), lengths.numpy(), finished.numpy())
-
-
-def positions_in_memory(model: PreTrainedModel, device: torch.device, share: float = 0.25) -> int:
-    """Sequences x positions whose keys and values (twice, as copies are made) fit into `share` of the free memory."""
-    if device.type != "cuda":
-        return max(1, int(share * (1 << 18)))
-    shape = model.config
-    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    per_position = 2 * 2 * 4 * shape.num_hidden_layers * heads * (shape.hidden_size // shape.num_attention_heads)
-    # what the prompt's forward pass keeps at once is wider than the cache, but only one layer deep
-    per_position += 4 * 16 * shape.hidden_size
-    return max(int(share * (1 << 14)), int(share * torch.cuda.mem_get_info(device)[0]) // per_position)
 
 
 def _room_cache(model: PreTrainedModel, positions: int) -> Any:

@@ -29,6 +29,19 @@ the library keeps nothing for the backward pass. `products`: matrix products and
 few queries. `sums`: broadcast products and sums alone, which a compiler fuses into one kernel."""
 
 
+def training_kind(device: torch.device, width: int, traced: bool) -> Kind:
+    """The quickest kind for training one model on texts of `width` tokens."""
+    if device.type != "cuda":
+        return "library"
+    return "products" if width <= SHORT else "kernels" if traced else "library"
+
+
+def stacked_kind(width: int, compiled: bool = False) -> Kind:
+    """The quickest kind for a stack of models that can be launched: on a GPU, the library's takes no more than 65,535
+    sequences, and traced without gradients it does not keep the logsumexp that its backward pass needs."""
+    return "sums" if compiled and width <= SHORT else "products"
+
+
 def causal_attention(
     query: Float[Tensor, "batch head q d"],
     key: Float[Tensor, "batch kv k d"],

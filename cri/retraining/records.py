@@ -27,6 +27,7 @@ from cri.ensembles.stacked import Layout, StackedForward
 from cri.ensembles.train import Method, train_replicas
 from cri.errors import CorruptRunError, CriError
 from cri.evaluation.decoding import Decoded
+from cri.models.device import resolve_device
 from cri.models.presets import is_preset
 from cri.storage import (
     config_hash,
@@ -42,7 +43,7 @@ from cri.storage import (
     writing_to,
 )
 from cri.training.jobs import Backend
-from cri.training.setup import prepare, resolve_device
+from cri.training.setup import prepare
 
 RECORD = "record.safetensors"
 TABLE = "replicas.csv"

@@ -7,47 +7,15 @@ operations has none of transformers' Python left in it, and compiles whatever th
 from __future__ import annotations
 
 import contextlib
-import gc
-import math
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-
-def rounding(precision: str) -> float:
-    """Share of a gradient's norm by which a compiled one may differ: several times what was seen of right ones (1e-5 in
-    tf32 on a GPU, 7e-3 in bf16 on a CPU). Of one that was wrong on a GPU, 3e-2 was seen (`studies/log.md`)."""
-    return 2e-2 if precision == "bf16" else 1e-3
-
-
-@contextlib.contextmanager
-def matmul_precision(precision: str) -> Iterator[None]:
-    """Float32 matrix products in tf32 within the block if `precision` is `tf32`, in full otherwise."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def give_memory_back(device: torch.device) -> None:
-    """Returns device memory that nothing refers to. After an error, to be called outside its `except` block: within,
-    the error's frames still hold what failed."""
-    gc.collect()  # a trainer and its graphs refer to each other
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def bucket(width: int, longest: int) -> int:
-    """The width that batches of up to `width` tokens are padded to, so that few widths occur: eight in each octave,
-    at least 16 apart."""
-    apart = max(16, 2 ** math.floor(math.log2(max(1, width))) // 8)
-    return min(longest, math.ceil(width / apart) * apart)
+from cri.models.device import give_memory_back
 
 
 class Traced:

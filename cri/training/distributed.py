@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from cri.models.device import process_state
 
 
 def process_rank() -> tuple[int, int]:
@@ -17,14 +18,6 @@ def process_rank() -> tuple[int, int]:
         return 0, 1
     state = process_state()
     return state.process_index, state.num_processes
-
-
-def process_state() -> Any:
-    """accelerate's state of this process. The others wait while the first decodes: longer than the ten minutes after
-    which torch would give up."""
-    from accelerate import PartialState
-
-    return PartialState(timeout=timedelta(days=1))
 
 
 def from_first_process(value: Any) -> Any:

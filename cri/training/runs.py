@@ -23,6 +23,7 @@ from jaxtyping import Int
 from cri.config import RunConfig
 from cri.data.splits import Split, make_split
 from cri.errors import CorruptRunError, out_of_range, unknown_name
+from cri.models.device import resolve_device
 from cri.storage import (
     is_complete,
     locked,
@@ -37,7 +38,7 @@ from cri.storage import (
 )
 from cri.tasks import Task, make_task
 from cri.training.jobs import Backend, Outcome, Workers, progress_bar
-from cri.training.setup import BASE_WEIGHTS, Materials, check, prepare, resolve_device, run_positions
+from cri.training.setup import BASE_WEIGHTS, Materials, check, prepare, run_positions
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -143,23 +142,3 @@ def prepare(config: RunConfig) -> Materials:
     positions.check(tokens)
     attach(model, positions)
     return Materials(config, task, split, fmt, tokenizer, tokens, model, base_weights)
-
-
-def resolve_device(device: str) -> str:
-    """`auto` is the GPU where there is one."""
-    import torch
-
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and device in ("auto", "cuda"):
-        from cri.training.distributed import process_state
-
-        return str(process_state().device)  # each process its own
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise CriError(f"device: {device!r} cannot be used here ({str(error).splitlines()[0]})") from error
-    where = torch.device(device)
-    if where.type == "cuda" and where.index is not None:
-        torch.cuda.set_device(where)  # streams and graphs are made on the current device
-    return device

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cri.data.token_table import TokenTable
     from cri.studies.performance.config import PerformanceConfig
     from cri.training.setup import Materials
+    from cri.training.steps import Way
 
 Row = dict[str, Any]
 
@@ -45,15 +46,28 @@ def model_of(preset: str, tokens: TokenTable, n_positions: int = 64) -> PreTrain
     return build_model(preset, vocab_size=vocab, n_positions=n_positions, pad=tokens.pad, eos=tokens.eos, seed=0)
 
 
+def way_of(compiled: bool | None, device: str) -> Way | None:
+    """How steps are taken that are to be compiled, or not (None: as is quickest). Uncompiled on CPU they are traced
+    where that is quicker, as in every run."""
+    if compiled:
+        return "compiled"
+    return "plain" if compiled is False and device.startswith("cuda") else None
+
+
 def step_seconds(
-    materials: Materials, model: PreTrainedModel, train: TrainConfig, device: str, steps: int, **options: Any
+    materials: Materials,
+    model: PreTrainedModel,
+    train: TrainConfig,
+    device: str,
+    steps: int,
+    compiled: bool | None = None,
 ) -> tuple[float, float]:
     """Seconds before the first of the measured steps (building, capturing, compiling), and seconds a step."""
     from cri.studies.performance.baselines import synchronize
     from cri.training.trainer import Trainer
 
     started = time.perf_counter()
-    trainer = Trainer(model, materials.tokens, materials.split.train_ids, train, device, **options)
+    trainer = Trainer(model, materials.tokens, materials.split.train_ids, train, device, way=way_of(compiled, device))
     trainer.run(min(10, max(1, train.steps // 2)))
     synchronize(device)
     ready = time.perf_counter()

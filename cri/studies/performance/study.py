@@ -31,8 +31,8 @@ def run(config: PerformanceConfig) -> Path:
     import torch
     from transformers.utils import logging
 
+    from cri.models.device import resolve_device
     from cri.studies.performance.parts import PARTS
-    from cri.training.setup import resolve_device
 
     for part in config.parts:
         if part not in PARTS:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cri.config import TrainConfig
-from cri.studies.performance.rows import Row, addition, clear, model_of, quickest, row, step_seconds
+from cri.studies.performance.rows import Row, addition, clear, model_of, quickest, row, step_seconds, way_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,7 +50,7 @@ def nano(config: PerformanceConfig, device: str) -> Iterator[Row]:
 
         def ours(own: TrainConfig = own, compiled: bool | None = compiled, starts: list[float] = starts) -> float:
             model = model_of("nano", materials.tokens)
-            startup, each = step_seconds(materials, model, own, device, steps, compiled=compiled)
+            startup, each = step_seconds(materials, model, own, device, steps, compiled)
             starts.append(startup)
             return each
 
@@ -89,7 +89,7 @@ def paper(config: PerformanceConfig, device: str) -> Iterator[Row]:
             precision=precision,  # pyright: ignore[reportArgumentType]
         )  # fmt: skip
         model = model_of(config.paper_model, materials.tokens)
-        startup, each = step_seconds(materials, model, train, device, steps, compiled=compiled)
+        startup, each = step_seconds(materials, model, train, device, steps, compiled)
         synchronize(device)
         started = time.perf_counter()
         decode(model, materials.tokens[held_out])
@@ -259,7 +259,7 @@ def traces(config: PerformanceConfig, device: str) -> Iterator[Row]:
         model = LlamaForCausalLM(shape)
         own = TrainConfig(**train, micro_batch=micro, gradient_checkpointing=checkpointing)
         try:
-            trainer = Trainer(model, tokens, rows, own, device, compiled=compiled)
+            trainer = Trainer(model, tokens, rows, own, device, way=way_of(compiled, device))
             started = time.perf_counter()
             trainer.run(4 if cuda else 1)
             synchronize(device)
@@ -301,7 +301,7 @@ def growth(config: PerformanceConfig, device: str) -> Iterator[Row]:
     presets = ("nano", "mini", "gpt2-shape", "gpt2-medium-shape") if cuda else ("nano", "mini")
     for preset in presets:
         train = TrainConfig(steps=4000, precision=precision)
-        _, each = step_seconds(materials, model_of(preset, materials.tokens), train, device, steps, compiled=False)
+        _, each = step_seconds(materials, model_of(preset, materials.tokens), train, device, steps, False)
         yield {"work": f"{preset}, 256 x {materials.tokens.ids.shape[1]} tokens", "ours_s": each, "of": "1 step"}
     for width in (32, 128, 512, 2048) if cuda else (32, 128):
         generator = torch.Generator().manual_seed(0)
@@ -310,7 +310,7 @@ def growth(config: PerformanceConfig, device: str) -> Iterator[Row]:
         table = TokenTable(ids, torch.full((256,), 4), lengths, 0, 1)
         train = TrainConfig(steps=1000, batch_size=32, precision=precision)
         own = type("Work", (), {"tokens": table, "split": type("Split", (), {"train_ids": torch.arange(256).numpy()})})
-        _, each = step_seconds(own, model_of("nano", table, width), train, device, steps, compiled=False)  # pyright: ignore[reportArgumentType]
+        _, each = step_seconds(own, model_of("nano", table, width), train, device, steps, False)  # pyright: ignore[reportArgumentType]
         yield {"work": f"nano, 32 x {width} tokens", "ours_s": each, "of": "1 step"}
     for size in (25, 50, 100):
         if size > config.size:
