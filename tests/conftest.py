@@ -18,7 +18,7 @@ _WITH_SHAPES = (
     "attribution", "data.case_groups", "data.case_relations", "data.held_out", "data.splits", "data.step_coverage",
     "data.step_places", "data.step_units", "data.token_table", "ensembles.bank", "ensembles.stacked", "ensembles.train",
     "evaluation.decoding", "interventions", "models.activations", "models.loading", "retraining.records",
-    "retraining.removals", "statistics", "training.runs", "training.steps", "training.trainer",
+    "retraining.removals", "statistics", "training.loss", "training.runs", "training.steps", "training.trainer",
 )  # fmt: skip
 install_import_hook([f"cri.{module}" for module in _WITH_SHAPES], "beartype.beartype")
 for module in _WITH_SHAPES:  # a name that no module has would switch the check off without a word
