@@ -329,3 +329,36 @@ def test_step_coverage_by_hand():
         counts = [others.count(step) for step in task.case_steps[case]]
         expected = [len(counts), counts.count(0), min(counts), sum(counts)]
         assert table.loc[case].tolist() == expected
+
+
+def test_base_addition_as_published_repeats_the_last_state_line_in_564_cases():
+    published, ours, task = (
+        make_format("scratchpad_as_published"),
+        make_format("scratchpad"),
+        make_task("base_addition"),
+    )
+    different = [
+        (a, b) for a, b in task.operands if published.completion(task, a, b) != ours.completion(task, a, b)
+    ]  # fmt: skip
+    assert len(different) == 564
+    assert (0, 73) in different
+    assert task.question(0, 73) == "0+81="
+    assert published.completion(task, 0, 73) == "0+81,,C:0\n+8,1,C:0\n+,81,C:0\n+,81,C:0\n81"
+    for a, b in different[::40]:
+        lines = published.trace(task, a, b)
+        text = join(lines)
+        assert all(text[line.start : line.stop] == line.text for line in lines)
+        assert lines[-2].text == lines[-3].text
+        assert [line.step for line in lines if line.executes] == list(task.steps(a, b))
+        start, stop = lines[-1].elements["answer"]
+        assert text[start:stop] == task.answer(a, b)
+        assert published.read(task, a, b, text, finished=True).status == "right"
+        edited = published.trace(task, a, b, Edit(len(lines) - 3, "carry", "1"))
+        assert edited[-1].text != lines[-1].text
+        assert join(edited[-1:]) == join(
+            published.trace(task, a, b, Edit(len(lines) - 1, "answer", edited[-1].text))[-1:]
+        )
+        with pytest.raises(CriError, match="repeats the one before it"):
+            published.trace(task, a, b, Edit(len(lines) - 2, "carry", "1"))
+    addition = make_task("addition")
+    assert published.completion(addition, 99, 99) == ours.completion(addition, 99, 99)

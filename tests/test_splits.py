@@ -103,3 +103,16 @@ def test_removing_cases():
 def test_bad_splits_are_refused_by_field(kind, params, message):
     with pytest.raises(CriError, match=message):
         make_split(make_task("addition"), kind, **params)
+
+
+def test_the_public_square_that_leaves_the_grid_keeps_its_existing_cells():
+    task = make_task("chicken_rabbit")
+    with pytest.raises(CriError, match=r"432 of its 441 cells are cases; existing_only=true"):
+        make_split(task, "square", center=[75, 50])
+    split = make_split(task, "square", center=[75, 50], existing_only=True)
+    assert split.test.sum() == 432
+    assert (np.abs(task.coords[split.test_ids] - [75, 50]).max(axis=1) <= 10).all()
+    assert make_split(task, "square", **{k: v for k, v in split.info.items() if k != "kind"}).test.sum() == 432
+    with pytest.raises(CriError, match="0 of its 441 cells"):
+        make_split(task, "square", center=[500, 500], existing_only=True)
+    assert "existing_only" not in make_split(task, "square").info

@@ -57,20 +57,24 @@ def depth(task: Task, center: Sequence[int], half_side: int) -> Int[np.ndarray, 
     return half_side - np.abs(task.coords - np.asarray(center)).max(axis=1)
 
 
-def square(task: Task, center: Sequence[int] | None = None, half_side: int = 10) -> Split:
-    """One square held out (Leave-Square-Out); every cell of it must be a case of the grid."""
+def square(task: Task, center: Sequence[int] | None = None, half_side: int = 10, existing_only: bool = False) -> Split:
+    """One square held out (Leave-Square-Out); every cell of it must be a case of the grid, unless `existing_only` holds
+    out those that are (the public chicken & rabbit square at (75, 50) with half side 10: 432 of 441)."""
     center = tuple(task.center if center is None else center)
     if len(center) != 2:
         raise out_of_range("split.center", center, "two grid coordinates")
     if half_side < 0:
         raise out_of_range("split.half_side", half_side, "non-negative")
     held_out = in_square(task, center, half_side)
-    if held_out.sum() != (2 * half_side + 1) ** 2:
+    if not held_out.any() or (held_out.sum() != (2 * half_side + 1) ** 2 and not existing_only):
         raise CriError(
             f"split.center, split.half_side: the square at {center} with half side {half_side} leaves the "
             f"grid of {task.name}: {int(held_out.sum())} of its {(2 * half_side + 1) ** 2} cells are cases"
+            + ("; existing_only=true holds those out" if held_out.any() else "")
         )
-    info = {"kind": "square", "center": list(center), "half_side": half_side}
+    info: dict[str, Any] = {"kind": "square", "center": list(center), "half_side": half_side}
+    if existing_only:
+        info["existing_only"] = True
     return Split(~held_out, info, ((*center, half_side),))
 
 

@@ -16,7 +16,7 @@ from cri.errors import out_of_range, unknown_name
 from cri.formats.rules.language import Rule
 from cri.formats.rules.task_rules import task_rule
 from cri.formats.rules.tracer import trace_atoms
-from cri.formats.scratchpad import scratchpad_trace
+from cri.formats.scratchpad import published_trace, scratchpad_trace
 from cri.formats.shuffled import shuffled_trace
 from cri.formats.traces import Edit, Reading, Status, TraceLine, TraceWriter, first_deviation, join
 from cri.tasks import Task
@@ -118,6 +118,17 @@ class Scratchpad(Format):
 
 
 @dataclass(frozen=True)
+class PublishedScratchpad(Scratchpad):
+    """The scratchpad as the public data of arXiv 2402.17709 has it, to the letter (see `cri.formats.scratchpad`)."""
+
+    name: ClassVar[str] = "scratchpad_as_published"
+
+    def trace(self, task: Task, a: int, b: int, edit: Edit | None = None) -> list[TraceLine]:
+        check_operands(a, b)
+        return published_trace(task, a, b, edit)
+
+
+@dataclass(frozen=True)
 class ShuffledScratchpad(Scratchpad):
     """A control: another case's scratchpad in front of this case's answer (see `cri.formats.shuffled`)."""
 
@@ -161,9 +172,10 @@ class RuleFollowing(Format):
 
 
 FORMATS: dict[str, Format] = {f.name: f for f in (Direct(), Scratchpad(), RuleFollowing())}
-"""The three formats; `make_format` knows the control `shuffled_scratchpad` as well."""
+"""The three formats; `make_format` knows the control `shuffled_scratchpad` and the variant `scratchpad_as_published` as
+well."""
 
-_ALL_FORMATS: dict[str, Format] = {**FORMATS, ShuffledScratchpad.name: ShuffledScratchpad()}
+_ALL_FORMATS: dict[str, Format] = {**FORMATS, **{f.name: f for f in (ShuffledScratchpad(), PublishedScratchpad())}}
 
 
 def make_format(name: str) -> Format:

@@ -36,6 +36,7 @@ Line kinds: `state`, `result`, `equation`, `compare`, `answer`. Elements: `x`, `
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from cri.errors import CriError
 from cri.formats.traces import Edit, TraceLine, TraceWriter
@@ -68,6 +69,38 @@ def scratchpad_trace(task: Task, a: int, b: int, edit: Edit | None = None) -> li
         case _:
             raise CriError(f"format: task {task.name} has no scratchpad")
     return writer.finish()
+
+
+def repeats_last_state(task: BaseAddition, a: int, b: int) -> bool:
+    """Whether the public file repeats the last state line of a case: where the printed operands, added as if they were
+    decimal, have a further digit in the task's base than the answer (564 cases of the paper's grid)."""
+    printed = int(to_base(a, task.base)) + int(to_base(b, task.base))
+    return len(to_base(printed, task.base)) > len(to_base(a + b, task.base))
+
+
+def published_trace(task: Task, a: int, b: int, edit: Edit | None = None) -> list[TraceLine]:
+    """The scratchpad of the public files: that of `scratchpad_trace`, and of `base_addition` with a repeated last state
+    line in some cases (`repeats_last_state`). The repeated line executes no step and is repeated from an edited one;
+    it cannot be edited itself.
+
+    Raises `CriError` as `scratchpad_trace` does, and for an edit of the repeated line.
+    """
+    if not (isinstance(task, BaseAddition) and repeats_last_state(task, a, b)):
+        return scratchpad_trace(task, a, b, edit)
+    repeated = len(scratchpad_trace(task, a, b)) - 1
+    if edit is not None and edit.line == repeated:
+        raise CriError(f"edit.line: line {repeated} repeats the one before it; edit line {repeated - 1}")
+    if edit is not None and edit.line > repeated:
+        edit = replace(edit, line=edit.line - 1)
+    *states, answer = scratchpad_trace(task, a, b, edit)
+    length = states[-1].stop - states[-1].start
+    again = _moved(states[-1], length)._replace(step=None, executes=False)
+    return [*states, again, _moved(answer, length)]
+
+
+def _moved(line: TraceLine, by: int) -> TraceLine:
+    elements = {name: (start + by, stop + by) for name, (start, stop) in line.elements.items()}
+    return line._replace(start=line.start + by, stop=line.stop + by, elements=elements)
 
 
 def _mod_addition(writer: _Scratchpad, a: int, b: int, modulus: int) -> None:

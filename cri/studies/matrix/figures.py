@@ -22,9 +22,9 @@ def _glance(table: pd.DataFrame) -> Any:
     verdict_matrix(table, axes[0, 0])
     handles = [Patch(facecolor=color, edgecolor="#888888", label=name) for name, color in VERDICT_COLORS.items()]
     note = (
-        "right: share of training | held-out cases. step − case: effect of the same step minus that of a near case on EK-FAC "
-        "scores\n(standard deviations, beyond the untrained model, 95 %). follows, returns: held-out traces with an edited "
-        "element"
+        "right: share of training | held-out cases. step − case: effect of the same step minus that of a near case\n"
+        "on EK-FAC scores (standard deviations, beyond the untrained model, 95 %). follows, returns: held-out traces\n"
+        "with an edited element"
     )
     fig.legend(handles=handles, loc="outside lower center", ncols=5, title=note, title_fontsize=6.5)
     return fig

@@ -18,8 +18,8 @@ METHOD = "EK-FAC"
 
 
 def _verdict(row: pd.Series) -> str:
-    """`same step` or `near case` where the interval of the difference beyond the untrained model excludes 0, and so does
-    that of the trained model alone."""
+    """`same step` or `near case` where the interval of the difference beyond the untrained model excludes 0, and so
+    does that of the trained model alone."""
     if row["state"] != "learnt":
         return row["state"]
     bounds = [row[f"{name}_{end}"] for name in ("difference", "own") for end in ("low", "high")]

@@ -44,13 +44,21 @@ def accuracy_row(run: Run, manifest: Mapping[str, Any]) -> dict[str, Any]:
     right, n = int(held_out["correct"].sum()), len(held_out)
     low, high = statistics.wilson(right, n)
     return {
-        "n_train": int(table["train"].sum()), "n_test": n,
+        "n_train": int(table["train"].sum()),
+        "n_test": n,
         "train_accuracy": float(table.loc[table["train"], "correct"].mean()),
-        "test_accuracy": right / n, "test_low": low, "test_high": high,
-        "truncated": int((held_out["status"] == "truncated").sum()), "steps": run.config.train.steps, "batch_size": run.config.train.batch_size, "lr": run.config.train.lr,
-        "tokenizer": run.config.tokenizer, "model": run.config.model, "seconds": manifest["train_seconds"],
+        "test_accuracy": right / n,
+        "test_low": low,
+        "test_high": high,
+        "truncated": int((held_out["status"] == "truncated").sum()),
+        "steps": run.config.train.steps,
+        "batch_size": run.config.train.batch_size,
+        "lr": run.config.train.lr,
+        "tokenizer": run.config.tokenizer,
+        "model": run.config.model,
+        "seconds": manifest["train_seconds"],
         "run": run.path.name,
-    }  # fmt: skip
+    }
 
 
 def _sample(n: int, size: int, seed: int = 0) -> np.ndarray:
