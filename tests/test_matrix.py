@@ -81,4 +81,4 @@ def test_verdicts_are_written_into_cells():
     texts = [text.get_text() for text in verdict_matrix(pd.DataFrame(rows)).texts]
     assert "near case" in texts
     assert "not yet run" in texts
-    assert any("1.00 | 0.25" in text and "[-2.0, -0.4]" in text for text in texts)
+    assert any("1.000 | 0.250" in text and "[-2.0, -0.4]" in text for text in texts)

@@ -14,6 +14,7 @@ VERDICT_COLORS = {
     "same step": "#9AD1C1",
     "near case": "#F2C48D",
     "undecided": "#D9D9D9",
+    "not measured": "#F4F4F4",
     "not learnt": "#FFFFFF",
     "not yet run": MISSING,
 }
@@ -24,13 +25,15 @@ _SPLITS = ("square", "random")
 
 def _number(row: Any, name: str) -> str:
     value = row.get(name)
-    return "–" if value is None or value != value else f"{value:.2f}"
+    return "–" if value is None or value != value else f"{value:.3f}"
 
 
 def _lines(row: Any) -> list[str]:
     """What is written into a cell of the matrix."""
     if row["state"] == "not yet run":
         return ["not yet run"]
+    if row["verdict"] == "not measured":
+        return ["not measured", f"right {_number(row, 'train_accuracy')} | {_number(row, 'test_accuracy')}"]
     lines = [f"right {_number(row, 'train_accuracy')} | {_number(row, 'test_accuracy')}"]
     if row["state"] == "not learnt":
         return ["not learnt", *lines]
@@ -61,7 +64,7 @@ def verdict_matrix(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
             if (task, fmt, split) not in first.index:
                 continue
             row = first.loc[(task, fmt, split)]
-            shade = row["verdict"] if row["state"] == "learnt" else row["state"]
+            shade = row["verdict"]
             ax.add_patch(Rectangle((j, i), 0.96, 0.94, facecolor=VERDICT_COLORS[shade], edgecolor="#888888", lw=0.5))
             title, *rest = _lines(row)
             plain = row["state"] == "not yet run"

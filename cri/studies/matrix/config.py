@@ -88,8 +88,9 @@ class Matrix:
     n_pairs: int = 24
     """Pairs of cases for interchange interventions."""
     n_boot: int = 1000
-    stage: Literal["all", "train", "rows", "figures"] = "all"
-    """`train` stops when the cells are trained, `rows` makes the rows of the cells that are, `figures` draws again."""
+    stage: Literal["all", "train", "rows", "tables", "figures"] = "all"
+    """`train` stops when the cells are trained, `rows` makes the rows of the cells that are, `tables` puts the
+    rows that there are together, `figures` draws again."""
     name: str = "cpu"
     """Names the folder of tables and the figure."""
     runs: Path = Path("runs")

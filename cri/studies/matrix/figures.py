@@ -26,7 +26,7 @@ def _glance(table: pd.DataFrame) -> Any:
         "on EK-FAC scores (standard deviations, beyond the untrained model, 95 %). follows, returns: held-out traces\n"
         "with an edited element"
     )
-    fig.legend(handles=handles, loc="outside lower center", ncols=5, title=note, title_fontsize=6.5)
+    fig.legend(handles=handles, loc="outside lower center", ncols=6, title=note, title_fontsize=6.5)
     return fig
 
 

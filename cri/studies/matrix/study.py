@@ -47,20 +47,16 @@ def _identity(config: Matrix, path: Path) -> dict[str, Any]:
 
 def make_rows(config: Matrix, cell: Cell, seed: int, path: Path) -> bool:
     """Records the rows of one trained cell unless they are there; returns whether they were made."""
-    from cri.storage import read_json
-
     with recording(_cell_folder(config, cell, seed)) as record:
         identity = _identity(config, path)
         if record.reusable(identity):
             return False
-        import pandas as pd
 
         from cri.studies.matrix import tables
         from cri.training.runs import load_run
 
         run = load_run(path)
-        row = tables.accuracy_row(run, read_json(path / MANIFEST))
-        made = {"accuracy": pd.DataFrame([row])}
+        made = {"accuracy": _accuracy(config, cell, seed, path)}
         if cell.format in ("scratchpad", CONTROL) and cell.task == "addition" and cell.split == "square":
             made["controls"] = tables.control_rows(run, config)
         if cell.format != CONTROL:
@@ -72,8 +68,20 @@ def make_rows(config: Matrix, cell: Cell, seed: int, path: Path) -> bool:
     return True
 
 
+def _accuracy(config: Matrix, cell: Cell, seed: int, path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    from cri.storage import read_json
+    from cri.studies.matrix.tables import accuracy_row
+    from cri.training.runs import load_predictions
+
+    row = accuracy_row(load_predictions(path), config.run_config(cell, seed), read_json(path / MANIFEST), path.name)
+    return pd.DataFrame([row])
+
+
 def _recorded(config: Matrix) -> dict[str, pd.DataFrame]:
-    """The rows of all cells, one table a kind; of a cell without rows the accuracy table says `not yet run`."""
+    """The rows of all cells, one table a kind; a cell that is not trained is `not yet run` in the accuracy table, one
+    that is trained and has no rows has its accuracy alone."""
     import pandas as pd
 
     from cri.storage import is_complete
@@ -84,16 +92,23 @@ def _recorded(config: Matrix) -> dict[str, pd.DataFrame]:
             key = {"task": cell.task, "format": cell.format, "split": cell.split, "seed": seed}
             folder = _cell_folder(config, cell, seed)
             if not is_complete(folder):
-                parts["accuracy"].append(pd.DataFrame([{**key, "state": "not yet run"}]))
+                path = run_path(config, cell, seed)
+                table = _accuracy(config, cell, seed, path) if is_complete(path) else pd.DataFrame([{}])
+                parts["accuracy"].append(table.assign(state=_state(table), **key))
                 continue
             for name in ROWS:
                 if (folder / f"{name}.csv").exists():
                     table = pd.read_csv(folder / f"{name}.csv", keep_default_na=name != "edits")
                     if name == "accuracy":
-                        learnt = table["train_accuracy"] >= LEARNT
-                        table["state"] = learnt.map({True: "learnt", False: "not learnt"})
+                        table["state"] = _state(table)
                     parts[name].append(table.assign(**key)[[*key, *(c for c in table.columns if c not in key)]])
     return {name: pd.concat(found, ignore_index=True) for name, found in parts.items() if found}
+
+
+def _state(accuracy: pd.DataFrame) -> str:
+    if "train_accuracy" not in accuracy:
+        return "not yet run"
+    return "learnt" if float(accuracy["train_accuracy"].iloc[0]) >= LEARNT else "not learnt"
 
 
 def run(config: Matrix) -> list[Path]:
@@ -105,7 +120,7 @@ def run(config: Matrix) -> list[Path]:
     folder = config.record / config.name
     for cell in config.cells():
         for seed in config.seeds if cell.format != CONTROL else config.seeds[:1]:
-            if config.stage == "figures":
+            if config.stage in ("tables", "figures"):
                 break
             path = run_path(config, cell, seed)
             if config.stage != "rows":

@@ -22,6 +22,8 @@ def _verdict(row: pd.Series) -> str:
     does that of the trained model alone."""
     if row["state"] != "learnt":
         return row["state"]
+    if row["difference"] != row["difference"]:
+        return "not measured"
     bounds = [row[f"{name}_{end}"] for name in ("difference", "own") for end in ("low", "high")]
     if all(b > 0 for b in bounds):
         return "same step"
@@ -102,7 +104,7 @@ def summary(found: Mapping[str, pd.DataFrame], config: Matrix) -> pd.DataFrame:
     if doses.exists() and "tokenizer" in table:
         recorded = pd.read_csv(doses)
         table = table.join(pd.DataFrame([_removal(row, recorded) for _, row in table.iterrows()], index=table.index))
-    columns = [f"{name}_{end}" for name in ("difference", "own") for end in ("low", "high")]
+    columns = ["difference", *(f"{name}_{end}" for name in ("difference", "own") for end in ("low", "high"))]
     table["verdict"] = table.reindex(columns=[*table.columns, *(c for c in columns if c not in table)]).apply(
         _verdict, axis=1
     )

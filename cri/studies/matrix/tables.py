@@ -13,6 +13,7 @@ from cri import statistics
 from cri.attribution.methods import METHODS
 from cri.attribution.questions import Question
 from cri.attribution.step_questions import MECHANISMS, STEP_METHODS, StepQuestion, planted_scores
+from cri.config import RunConfig
 from cri.data import step_units as units
 from cri.data.case_groups import make_groups
 from cri.data.step_places import places
@@ -37,9 +38,8 @@ VARIABLES = ("carry", "digit")
 Masks = Mapping[str, np.ndarray]
 
 
-def accuracy_row(run: Run, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Shares of right answers among training and held-out cases, with how the cell was trained."""
-    table = run.predictions
+def accuracy_row(table: pd.DataFrame, config: RunConfig, manifest: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Shares of right answers among training and held-out cases of a decoded grid, with how the cell was trained."""
     held_out = table[~table["train"]]
     right, n = int(held_out["correct"].sum()), len(held_out)
     low, high = statistics.wilson(right, n)
@@ -51,13 +51,13 @@ def accuracy_row(run: Run, manifest: Mapping[str, Any]) -> dict[str, Any]:
         "test_low": low,
         "test_high": high,
         "truncated": int((held_out["status"] == "truncated").sum()),
-        "steps": run.config.train.steps,
-        "batch_size": run.config.train.batch_size,
-        "lr": run.config.train.lr,
-        "tokenizer": run.config.tokenizer,
-        "model": run.config.model,
+        "steps": config.train.steps,
+        "batch_size": config.train.batch_size,
+        "lr": config.train.lr,
+        "tokenizer": config.tokenizer,
+        "model": config.model,
         "seconds": manifest["train_seconds"],
-        "run": run.path.name,
+        "run": name,
     }
 
 
