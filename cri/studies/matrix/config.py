@@ -151,7 +151,7 @@ PRESETS = {
     # the paper's grid, for a GPU
     "gpu": Matrix(grid="paper", n_test_units=441, n_train_units=20_000, n_edited=200, n_pairs=100, name="gpu"),
     "test": Matrix(
-        tasks=("addition",), formats=("direct", "scratchpad"), splits=("square",), size=12, half_side=2, steps=60,
-        k=3, n_train_units=40, n_test_units=8, n_edited=2, n_pairs=4, n_boot=100, name="test",
+        tasks=("addition",), formats=("direct", "scratchpad"), splits=("square",), size=16, half_side=2, steps=60,
+        k=3, n_train_units=300, n_test_units=30, n_edited=2, n_pairs=4, n_boot=100, name="test",
     ),
 }  # fmt: skip
