@@ -13,9 +13,7 @@ from cri.studies.matrix.config import PRESETS, Cell, Matrix
 
 
 def test_miniature_trains_measures_resumes_and_marks_what_is_not_run(tmp_path, capsys):
-    config = dataclasses.replace(
-        PRESETS["test"], runs=tmp_path / "runs", record=tmp_path / "record", figures=tmp_path / "figures"
-    )
+    config = dataclasses.replace(PRESETS["test"], runs=tmp_path / "runs", out=tmp_path)
     figures = study.run(config)
     assert figures
     assert all(path.stat().st_size > 1000 for path in figures)
@@ -26,7 +24,7 @@ def test_miniature_trains_measures_resumes_and_marks_what_is_not_run(tmp_path, c
     again = capsys.readouterr().out
     assert again.count("rows kept") == 3
     assert "not yet run" in again
-    folder = tmp_path / "record" / "test"
+    folder = tmp_path / "studies" / "matrix" / "test"
     matrix = pd.read_csv(folder / "matrix.csv")
     assert set(matrix["state"]) <= {"learnt", "not learnt", "not yet run"}
     assert matrix.set_index("format").loc["rfft", "state"] == "not yet run"

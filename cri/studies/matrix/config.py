@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from cri.config import RunConfig
 from cri.errors import out_of_range, unknown_name
+from cri.options import RunOptions
 from cri.tasks import TASKS
 from cri.training.recipes import recipe
 
@@ -54,8 +55,9 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Matrix:
-    """Which cells, and at which size."""
+class Matrix(RunOptions):
+    """Which cells, and at which size. `jobs` cells are trained at once where `--stage train` asks for no rows, else one
+    after the other; rows are made on the CPU."""
 
     tasks: tuple[str, ...] = tuple(TASKS)
     formats: tuple[str, ...] = FORMATS
@@ -93,17 +95,8 @@ class Matrix:
     rows that there are together, `figures` draws again."""
     name: str = "cpu"
     """Names the folder of tables and the figure."""
-    runs: Path = Path("runs")
-    """Folder of trained runs."""
-    record: Path = Path("studies/matrix")
-    """Folder of recorded tables."""
     removal: Path = Path("studies/counterfactual_removal/cpu")
     """Recorded tables of `counterfactual_removal`: what ten more cases of a kind are worth."""
-    figures: Path = Path("figures")
-    jobs: int = 1
-    """Cells trained at once on CPU; 0 is one a core."""
-    device: str = "auto"
-    """Trains there; rows are made on the CPU."""
 
     def __post_init__(self) -> None:
         for field, values, valid in (("tasks", self.tasks, tuple(TASKS)), ("formats", self.formats, FORMATS),

@@ -25,7 +25,7 @@ _MEASURED = ("k", "n_train_units", "n_test_units", "n_edited", "n_pairs", "n_boo
 
 
 def _cell_folder(config: Matrix, cell: Cell, seed: int) -> Path:
-    return config.record / f"{config.name}-cells" / f"{cell.name}-s{seed}"
+    return config.tables(NAME, f"{config.name}-cells") / f"{cell.name}-s{seed}"
 
 
 def run_path(config: Matrix, cell: Cell, seed: int) -> Path:
@@ -87,21 +87,20 @@ def _recorded(config: Matrix) -> dict[str, pd.DataFrame]:
     from cri.storage import is_complete
 
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in ROWS}
-    for cell in config.cells():
-        for seed in config.seeds if cell.format != CONTROL else config.seeds[:1]:
-            key = {"task": cell.task, "format": cell.format, "split": cell.split, "seed": seed}
-            folder = _cell_folder(config, cell, seed)
-            if not is_complete(folder):
-                path = run_path(config, cell, seed)
-                table = _accuracy(config, cell, seed, path) if is_complete(path) else pd.DataFrame([{}])
-                parts["accuracy"].append(table.assign(state=_state(table), **key))
-                continue
-            for name in ROWS:
-                if (folder / f"{name}.csv").exists():
-                    table = pd.read_csv(folder / f"{name}.csv", keep_default_na=name != "edits")
-                    if name == "accuracy":
-                        table["state"] = _state(table)
-                    parts[name].append(table.assign(**key)[[*key, *(c for c in table.columns if c not in key)]])
+    for cell, seed in _jobs(config):
+        key = {"task": cell.task, "format": cell.format, "split": cell.split, "seed": seed}
+        folder = _cell_folder(config, cell, seed)
+        if not is_complete(folder):
+            path = run_path(config, cell, seed)
+            table = _accuracy(config, cell, seed, path) if is_complete(path) else pd.DataFrame([{}])
+            parts["accuracy"].append(table.assign(state=_state(table), **key))
+            continue
+        for name in ROWS:
+            if (folder / f"{name}.csv").exists():
+                table = pd.read_csv(folder / f"{name}.csv", keep_default_na=name != "edits")
+                if name == "accuracy":
+                    table["state"] = _state(table)
+                parts[name].append(table.assign(**key)[[*key, *(c for c in table.columns if c not in key)]])
     return {name: pd.concat(found, ignore_index=True) for name, found in parts.items() if found}
 
 
@@ -111,28 +110,35 @@ def _state(accuracy: pd.DataFrame) -> str:
     return "learnt" if float(accuracy["train_accuracy"].iloc[0]) >= LEARNT else "not learnt"
 
 
+def _jobs(config: Matrix) -> list[tuple[Cell, int]]:
+    """Cells with their seeds; of the control the first alone."""
+    return [
+        (cell, seed)
+        for cell in config.cells()
+        for seed in (config.seeds if cell.format != CONTROL else config.seeds[:1])
+    ]
+
+
 def run(config: Matrix) -> list[Path]:
     """Trains, measures, records and draws what is missing; returns the figure's files."""
     from cri.studies.matrix.figures import draw
     from cri.studies.matrix.summary import summary
-    from cri.training.runs import train_run
+    from cri.training.runs import train_run, train_runs
 
-    folder = config.record / config.name
-    for cell in config.cells():
-        for seed in config.seeds if cell.format != CONTROL else config.seeds[:1]:
-            if config.stage in ("tables", "figures"):
-                break
-            path = run_path(config, cell, seed)
-            if config.stage != "rows":
-                path = train_run(config.run_config(cell, seed), config.runs, device=config.device)
-            elif not _trained(path):
-                print(f"{cell.name}, seed {seed}: not yet run")
-                continue
-            if config.stage != "train":
-                made = make_rows(config, cell, seed, path)
-                print(f"{cell.name}, seed {seed}: rows {'made' if made else 'kept'}", flush=True)
+    folder = config.tables(NAME, config.name)
     if config.stage == "train":
+        wanted = [config.run_config(cell, seed) for cell, seed in _jobs(config)]
+        train_runs(wanted, config.runs, jobs=config.jobs, device=config.device)
         return []
+    for cell, seed in _jobs(config) if config.stage in ("all", "rows") else ():
+        path = run_path(config, cell, seed)
+        if config.stage == "all":
+            path = train_run(config.run_config(cell, seed), config.runs, device=config.device)
+        elif not _trained(path):
+            print(f"{cell.name}, seed {seed}: not yet run")
+            continue
+        made = make_rows(config, cell, seed, path)
+        print(f"{cell.name}, seed {seed}: rows {'made' if made else 'kept'}", flush=True)
     if config.stage == "figures":
         return _report(folder, draw(folder, config.figures))
     with recording(folder, config.figures) as record:
