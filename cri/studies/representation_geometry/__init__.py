@@ -1,0 +1,1 @@
+"""What shape do numbers take inside, and what breaks in the hole?"""
