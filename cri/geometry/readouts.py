@@ -150,7 +150,6 @@ def class_table(
     0 is chance), `control, n`."""
     import pandas as pd
     from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import cohen_kappa_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
@@ -164,7 +163,9 @@ def class_table(
         key = cases[:, 0] % 10 * 10 + cases[:, 1] % 10 if name == "carry" else cases.sum(1)
         answers = {"right": labels, "control": shuffled_by(key, labels, seed)}
         models = {
-            kind: make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=300)).fit(x[kept], y[kept])
+            kind: make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-2, max_iter=3000)).fit(
+                x[kept], y[kept]
+            )
             for kind, y in answers.items()
         }
         for region, ids in regions.items():
@@ -174,7 +175,7 @@ def class_table(
             read = {kind: model.predict(x[asked]) for kind, model in models.items()}
             rows.append({
                 "target": name, "region": region, "accuracy": float((read["right"] == labels[asked]).mean()),
-                "kappa": float(cohen_kappa_score(labels[asked], read["right"])),
+                "kappa": _kappa(labels[asked], read["right"]),
                 "control": float((read["control"] == answers["control"][asked]).mean()), "n": len(asked),
             })  # fmt: skip
     return pd.DataFrame(rows)
@@ -199,3 +200,11 @@ def _cross_read(
         part = old[folds[old] == fold]
         read[part] = fit_ridge(x[rest], y[rest]).predict(x[part])
     return read
+
+
+def _kappa(truth: Int[np.ndarray, " case"], read: Int[np.ndarray, " case"]) -> float:
+    """Cohen's kappa; NaN where all cases are of one class, and nothing could be told."""
+    from sklearn.metrics import cohen_kappa_score
+
+    classes = np.unique(np.concatenate([truth, read]))
+    return float(cohen_kappa_score(truth, read, labels=classes)) if len(classes) > 1 else float("nan")

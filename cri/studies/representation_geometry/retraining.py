@@ -102,8 +102,8 @@ def retrain(config: Geometry, folder: Path) -> pd.DataFrame:
     import pandas as pd
     from tqdm import tqdm
 
-    from cri.storage import config_hash, read_json, write_json
     from cri.models.device import resolve_device
+    from cri.storage import config_hash, read_json, write_json
 
     device = resolve_device(config.device)
     wanted: list[tuple[Arm, int]] = [(arm, seed) for arm in config.arms for seed in config.seeds]
