@@ -304,6 +304,14 @@ def mark_complete(folder: Path, files: list[str]) -> None:
     write_json(folder / MARKER, {"sha256": {name: file_sha256(folder / name) for name in names}})
 
 
+def clear_unfinished(folder: Path) -> None:
+    """Removes from a finished folder the checkpoints and parts that a kill left there after the marker. The caller holds
+    its lock."""
+    for path in folder.iterdir():
+        if _UNFINISHED.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
 def verify(folder: Path) -> None:
     """Raises `CorruptRunError` naming the first file that is missing, truncated, altered, or that the marker does not
     vouch for although it would be read."""

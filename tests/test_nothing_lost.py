@@ -267,6 +267,15 @@ def test_an_interrupted_run_resumes(uninterrupted, interrupted):
     assert results(interrupted.parent) == results(uninterrupted)
 
 
+def test_what_a_kill_after_the_marker_left_is_removed(uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path / "runs")
+    (folder,) = (tmp_path / "runs").iterdir()
+    (folder / "checkpoint.safetensors").write_text("left")
+    (folder / ".predictions.csv.1.tmp").write_text("left")
+    resume(folder)
+    assert not list(folder.glob("checkpoint*")) + list(folder.glob(".*"))
+
+
 @pytest.mark.parametrize("damage", ["altered", "cut", "empty"])
 def test_an_altered_checkpoint_is_refused(interrupted, damage):
     checkpoint = interrupted / "checkpoint.safetensors"

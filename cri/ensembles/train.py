@@ -36,6 +36,7 @@ from cri.errors import CriError, out_of_range
 from cri.models.device import replicas_at_once, resolve_device
 from cri.storage import (
     atomic_path,
+    clear_unfinished,
     config_hash,
     is_complete,
     locked,
@@ -158,6 +159,7 @@ def train_replicas(
         if is_complete(folder):
             verify(folder)
             require_same(folder, read_json(folder / "manifest.json")["identity"], identity)
+            clear_unfinished(folder)
             return folder
         started = time.perf_counter()
         write_json(folder / "config.json", config.to_dict())

@@ -177,6 +177,8 @@ def retrain(
                 raise CorruptRunError(
                     f"record: {folder} was made with other options; remove it, or give another name to this bank"
                 )
+            for bank in folder.glob("bank-*") if explained is not None else ():  # a kill left it after the marker
+                shutil.rmtree(bank)
             return folder
         where: dict[str, Any] = {"device": device, "jobs": jobs, "backend": backend, "gpus_per_job": gpus_per_job}
         path = train_replicas(config, replicas, folder, method=method, progress=progress, **where)

@@ -25,6 +25,7 @@ from cri.data.splits import Split, make_split
 from cri.errors import CorruptRunError, out_of_range, unknown_name
 from cri.models.device import resolve_device
 from cri.storage import (
+    clear_unfinished,
     is_complete,
     locked,
     mark_complete,
@@ -146,6 +147,7 @@ def train_run(
                 verify(folder)
                 expected = prepare(config).identity
                 require_same(folder, read_json(folder / "manifest.json")["identity"], expected)
+                clear_unfinished(folder)
             return folder
         with writing_to(folder):
             _train(folder, prepare(config), resolve_device(device), checkpoint_every, evals, progress, position)
