@@ -305,8 +305,7 @@ def mark_complete(folder: Path, files: list[str]) -> None:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Removes from a finished folder the checkpoints and parts that a kill left there after the marker. The caller holds
-    its lock."""
+    """Removes from a finished folder the checkpoints and parts that a kill left after the marker; its lock is held."""
     for path in folder.iterdir():
         if _UNFINISHED.fullmatch(path.name):
             path.unlink(missing_ok=True)
