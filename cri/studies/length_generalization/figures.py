@@ -41,6 +41,6 @@ def draw(folder: Path, figures: Path) -> list[Path]:
 
     manifest = read_json(folder / "manifest.json")
     with style():
-        fig, ax = plt.subplots(figsize=(4.5, 2.8))
+        fig, ax = plt.subplots(figsize=(4.5, 2.8), layout="constrained")
         draw_lengths(pd.read_csv(folder / "accuracy.csv"), manifest["train_max"], ax)
         return save_figure(fig, figures / f"length_generalization_{manifest['name']}")
