@@ -254,3 +254,17 @@ def test_random_positions_hold_half_of_their_range():
         positions.inputs(torch.zeros(1, 40, dtype=torch.long))
     with pytest.raises(CriError, match="plain, none, random, structured"):
         position_options("rotary", {})
+
+
+def test_patching_by_layers_refuses_positions_that_it_would_leave_out() -> None:
+    from cri.interventions.pairs import Pairs
+    from cri.interventions.patching import patch_map
+    from cri.models.loading import to_bridge
+
+    made = _materials("structured", {})
+    length = int(made.tokens.prompt_lengths[0])
+    ids, cases = made.tokens.ids[:1, :length], np.zeros(1, dtype=np.int64)
+    next_token = made.tokens.ids[:1, length : length + 1]
+    pairs = Pairs(ids, ids, length - 1, next_token, next_token, next_token, cases, cases, "digit", 0, [""] * length)
+    with pytest.raises(CriError, match=r"^positions: patching"):
+        patch_map(made.model, to_bridge(made.model, made.tokenizer), pairs)

@@ -21,6 +21,7 @@ from cri.errors import CriError, out_of_range, unknown_name
 from cri.interventions.pairs import Pairs, read_accounts
 from cri.models.activations import Site, check_sites
 from cri.models.attention import unmasked
+from cri.models.positions import positions_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -167,6 +168,10 @@ class _Engine:
         self.layers: Any = getattr(body, "h", None) or getattr(body, "layers", ())
         if not len(self.layers) or "blocks.0.hook_resid_mid" not in bridge.hook_dict:
             raise CriError(f"model: {model.config.model_type} blocks cannot be patched; use GPT-2 or Llama ones")
+        if positions_of(model) is not None:  # the layers above a patch are run one by one here, past the hook
+            raise CriError(
+                "positions: patching by layers takes plain positions only; patch such a run with a bridge hook"
+            )
         self.body, self.bridge, self.config, self.sites = body, bridge, model.config, sites
         self.device = next(model.parameters()).device
         ids = pairs.base_ids.to(self.device)
