@@ -104,7 +104,14 @@ def test_a_new_entry_reaches_tables_figures_and_help(runs, tmp_path, monkeypatch
     assert "operand (weight 2)" in methods.help_text()
     drawn = []
     folder = tmp_path / "studies" / "neighbor_attribution" / "test"
-    monkeypatch.setattr(neighbor_figures.plots, "save_figure", lambda fig, path: drawn.append(fig) or [path])
+
+    def keep(fig, path):
+        drawn.append(fig)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")  # a record counts its figures
+        return [path]
+
+    monkeypatch.setattr(neighbor_figures.plots, "save_figure", keep)
     config = dataclasses.replace(PRESETS["test"], steps=60, runs=runs, out=tmp_path, device="cpu")
     run(config)
     table = pd.read_csv(folder / "enrichment.csv")
