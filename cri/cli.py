@@ -128,7 +128,7 @@ def _signals_raised() -> Iterator[None]:
             signal.signal(each, leave_at_once)
         raise Interrupted(number)
 
-    # a signal that whoever started the command had it ignore (nohup) stays ignored; threads have no handlers
+    # a signal that the starting process had it ignore (nohup) stays ignored; threads have no handlers
     main = threading.current_thread() is threading.main_thread()
     before = {each: signal.getsignal(each) for each in ENDING if main and signal.getsignal(each) != signal.SIG_IGN}
     for each in before:

@@ -1,7 +1,7 @@
 """What `retraining_bank` trains: each plan is a list of replicas with notes that say what was removed.
 
 A family is a task, format and tokenizer; `base` trains its models on everything but the test cases, all other plans
-train without some of those cases again, or hold out other ones. Whoever trains on fewer cases than a base model has
+train without some of those cases again, or hold out other ones. A model with fewer training cases than a base model has
 batches smaller by as much: in as many steps it sees each case as often.
 """
 

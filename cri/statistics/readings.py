@@ -81,8 +81,8 @@ def mechanism_scores(fit: Fit) -> dict[str, Score]:
 
 
 def near_sums(present: Collection[str]) -> list[dict[str, float]]:
-    """What a case next to the test case is worth by its place and answer, the nested memberships added up; and what
-    one is worth that is near, and no more."""
+    """The marginal effect of a case next to the test case by its place and answer, the nested memberships added up;
+    and that of a case that is near, and no more."""
     whole = {name: 1.0 for name in CLOSENESS if name in present}
     near = {name: 1.0 for name in (NEAR, NEAR_ANSWER) if name in present}
     return [sums for sums in (whole, near) if sums]

@@ -111,7 +111,7 @@ def every_method(
         other = dataclasses.replace(question, model=halves.model(i))
         mine = dataclasses.replace(other, train_ids=np.flatnonzero(halves.train[i]))
         found.append(other.influence(mine.fisher))
-        if len(found) in (8, 16, 32) or i == len(halves) - 1:  # to see what more models are worth
+        if len(found) in (8, 16, 32) or i == len(halves) - 1:  # to see what more models add
             yield f"{EKFAC_NAME}, mean over {len(found)} models", standardised_mean(found)
 
 

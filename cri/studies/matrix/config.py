@@ -96,7 +96,7 @@ class Matrix(RunOptions):
     name: str = "cpu"
     """Names the folder of tables and the figure."""
     removal: Path = Path("studies/counterfactual_removal/cpu")
-    """Recorded tables of `counterfactual_removal`: what ten more cases of a kind are worth."""
+    """Recorded tables of `counterfactual_removal`: the marginal effect of ten more cases of a kind."""
 
     def __post_init__(self) -> None:
         for field, values, valid in (("tasks", self.tasks, tuple(TASKS)), ("formats", self.formats, FORMATS),

@@ -73,8 +73,8 @@ def _interchange(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _removal(row: pd.Series, doses: pd.DataFrame) -> dict[str, Any]:
-    """What ten more training cases of a kind are worth (log-odds), where `counterfactual_removal` measured it: the same
-    task, format, tokens and split on a grid of its own."""
+    """Marginal effect of ten more training cases of a kind (log-odds), where `counterfactual_removal` measured it: the
+    same task, format, tokens and split on a grid of its own."""
     region = "square" if row["split"] == "square" else "random"
     same = (doses[["task", "format", "tokenizer", "split", "region"]] == [
         row["task"], row["format"], row["tokenizer"], row["split"], region,
