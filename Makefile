@@ -25,7 +25,7 @@ demo: $(VENV)/.demo ## trains the two default models, opens them, ends with the 
 	$(BIN)/python -m cri.studies.neighbor_attribution
 
 test: $(VENV)/.dev ## all tests, the slow ones too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
