@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from cri.errors import CriError as CriError
     from cri.opened import OpenRun as OpenRun
     from cri.opened import load_run as load_run
+    from cri.retraining.benchmark import benchmark as benchmark
+    from cri.retraining.benchmark import ground_truth as ground_truth
+    from cri.retraining.benchmark import ground_truths as ground_truths
     from cri.training.recipes import recipe as recipe
     from cri.training.runs import train_run as train_run
 
@@ -29,12 +32,25 @@ _PLACES = {
     "CriError": "cri.errors",
     "OpenRun": "cri.opened",
     "RunConfig": "cri.config",
+    "benchmark": "cri.retraining.benchmark",
+    "ground_truth": "cri.retraining.benchmark",
+    "ground_truths": "cri.retraining.benchmark",
     "load_run": "cri.opened",
     "recipe": "cri.training.recipes",
     "train_run": "cri.training.runs",
 }
 
-__all__ = ["CriError", "OpenRun", "RunConfig", "load_run", "recipe", "train_run"]
+__all__ = [
+    "CriError",
+    "OpenRun",
+    "RunConfig",
+    "benchmark",
+    "ground_truth",
+    "ground_truths",
+    "load_run",
+    "recipe",
+    "train_run",
+]
 
 
 def __getattr__(name: str) -> Any:

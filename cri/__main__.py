@@ -15,6 +15,7 @@ COMMANDS = {
     "map": ("cri.studies.lso_map", "where does the model fail? accuracy of every case"),
     "neighbors": ("cri.studies.neighbor_attribution", "which training cases does a held-out prediction rest on?"),
     "attribute": ("cri.studies.attribution_quality", "which attribution method predicts what retraining does?"),
+    "bench": ("cri.retraining.bench", "does your own attribution method predict what retraining does?"),
     "edit": ("cri.studies.rule_steps", "does the output follow an edited step or rule?"),
     "explore": ("cri.explore.command", "one page of runs, to look at in a browser"),
     "export": ("cri.export", "write a task, format and split as JSON lines"),

@@ -21,7 +21,9 @@ def test_python_runs_on_a_real_run(tiny_run):
     for block in blocks:
         code, runs_opened = re.subn(r'load_run\("[^"]+"\)', f'load_run("{tiny_run.path}")', block)
         assert runs_opened
-        code = re.sub(r"run\.case\(50, 50\)", "run.case(12, 12)", code)  # the middle of the paper's grid, and of this one
+        code = re.sub(
+            r"run\.case\(50, 50\)", "run.case(12, 12)", code
+        )  # the middle of the paper's grid, and of this one
         exec(compile(code, "README.md", "exec"), {})
 
 

@@ -5,54 +5,31 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from cri.attribution.damping import DAMPING
-from cri.attribution.methods import METHODS, layer, methods_table, of_kind
+from cri.attribution.methods import METHODS, layer, methods_table
 from cri.attribution.questions import Question, standardised_mean
 from cri.ensembles.bank import Bank, load_bank
 from cri.ensembles.engine import Replica
 from cri.ensembles.train import train_replicas
+from cri.retraining.judging import judge, outputs_by_seed, questions, region_masks
 from cri.retraining.plans import as_often, without
 from cri.retraining.records import Retrainings, load_retrainings
 from cri.retraining.removals import random_removal
 from cri.statistics import wilson
-from cri.statistics.datamodels import Resamples, lds_table, noise_ceiling, query_blocks, resamples, subset_sums
+from cri.statistics.datamodels import query_blocks, resamples, subset_sums
 from cri.storage import is_complete
-from cri.training.setup import prepare
 
 if TYPE_CHECKING:
     from cri.studies.attribution_quality.config import AttributionQuality
 
-EVERYWHERE = "all"
 EKFAC_NAME, ENSEMBLE = "EK-FAC", "EK-FAC, mean over seeds"
 ENSEMBLE_SEED, ENSEMBLE_DRAW = 1000, 40_000
 """Where the seeds and the random halves of ensembles begin: no bank has them."""
-
-
-def questions(base: Retrainings, split: str) -> tuple[np.ndarray, dict[str, Question]]:
-    """Which of the recorded queries the split's models do not train on, and the question about them for each target:
-    `prediction` is what the *first* base model answers, and what the models of other seeds are asked about too."""
-    materials = prepare(base.config)
-    first = int(np.flatnonzero(base.table["split"] == split)[0])
-    train = base.train[first]
-    held = np.flatnonzero(~train[base.queries])
-    query_ids, train_ids = base.queries[held], np.flatnonzero(train)
-    tokens = {
-        "prediction": base.predicted(first, materials.tokens)[held],
-        "reference": materials.tokens[query_ids],
-    }
-    out: dict[str, Question] = {}
-    for target, table in tokens.items():
-        texts = [
-            str(materials.tokenizer.decode(table.ids[i, table.prompt_lengths[i] : table.lengths[i] - 1].tolist()))
-            for i in range(len(table))
-        ]
-        out[target] = Question(materials, train_ids, query_ids, table, texts)
-    return held, out
 
 
 def ensemble(base: Retrainings, split: str, config: AttributionQuality) -> Bank | None:
@@ -115,52 +92,6 @@ def every_method(
             yield f"{EKFAC_NAME}, mean over {len(found)} models", standardised_mean(found)
 
 
-def outputs_by_seed(record: Retrainings, held: np.ndarray, target: str) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """Training masks of the subsets, and by seed the outputs, [subset, query]."""
-    order = record.table.sort_values(["seed", "subset"])
-    rows = {int(seed): part.index.to_numpy() for seed, part in order.groupby("seed", sort=False)}
-    values = record.log_odds(target)[:, held]
-    first = next(iter(rows.values()))
-    return record.train[first], {seed: values[index] for seed, index in rows.items()}
-
-
-def region_masks(question: Question, split: str) -> dict[str, np.ndarray]:
-    """Queries by region of the square split; the random split has but one."""
-    everywhere = np.ones(len(question.query_ids), dtype=bool)
-    if split != "square":
-        return {EVERYWHERE: everywhere}
-    inside = question.materials.split.test[question.query_ids]
-    regions = {EVERYWHERE: everywhere, "square": inside, "outside": ~inside}
-    return {name: mask for name, mask in regions.items() if mask.sum() >= 2}
-
-
-def _judge(
-    sums: dict[str, np.ndarray],
-    seeds: dict[int, np.ndarray],
-    fixed: int,
-    mask: np.ndarray,
-    draws: Resamples,
-    notes: dict[str, Any],
-) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-    new = [values[:, mask] for seed, values in seeds.items() if seed != fixed]
-    outputs = {"fixed seed": [seeds[fixed][:, mask]]}
-    if new:
-        outputs |= {"new seed": new, "mean over seeds": [np.mean([seeds[fixed][:, mask], *new], axis=0)]}
-    predicted = {name: values[:, mask] for name, values in sums.items()}
-    baselines = tuple(name for name in of_kind("model-free") if name in predicted)
-    table = lds_table(predicted, outputs, baselines, draws)
-    ceilings = []
-    if new:
-        found = noise_ceiling([seeds[fixed][:, mask], *new], draws)
-        n = len(new) + 1
-        for name, interval in found.items():
-            ceilings.append({**notes, "what": f"{name}, one seed", **interval._asdict()})
-        # Spearman-Brown: reliability of the mean of n retrainings
-        up = [np.sqrt(n * max(r, 0) / (1 + (n - 1) * max(r, 0))) for r in found["reliability"]]
-        ceilings.append({**notes, "what": "ceiling, mean over seeds", "estimate": up[0], "low": up[1], "high": up[2]})
-    return table.assign(**notes), ceilings
-
-
 def compute(folder: Path, config: AttributionQuality) -> dict[str, pd.DataFrame]:
     """All tables of one family's records."""
     base = load_retrainings(folder / "base")
@@ -188,7 +119,7 @@ def compute(folder: Path, config: AttributionQuality) -> dict[str, pd.DataFrame]
                     draws = resamples(len(masks), block, config.n_boot)
                     notes = {"split": split, "subsets": name, "removed": removed, "target": target, "region": region,
                              "n_blocks": len(np.unique(block))}  # fmt: skip
-                    table, ceiling = _judge(sums[name], seeds, fixed, mask, draws, notes)
+                    table, ceiling = judge(sums[name], seeds, fixed, mask, draws, notes)
                     tables.append(table)
                     ceilings += ceiling
     out = {"lds": pd.concat(tables, ignore_index=True), "ceiling": pd.DataFrame(ceilings), "methods": methods_table()}
