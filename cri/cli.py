@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
+from cri.checks import check_command
 from cri.errors import CriError
 
 Config = TypeVar("Config")
@@ -21,9 +22,10 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _one_line(box: str) -> str:
-    """tyro's boxed, several-line error as one line."""
+    """tyro's boxed, several-line error as one line; its heading is left out where the text says it again."""
     words = re.sub(r"[╭╮╰╯│─┌┐└┘]+", " ", box)
-    return re.sub(r"\s+", " ", words).strip()
+    words = re.sub(r"\s+", " ", words).strip()
+    return re.sub(r"^([A-Z]\w+ \w+) (?=\1)", "", words)
 
 
 def parse(
@@ -63,12 +65,14 @@ def key_values(field: str, pairs: Sequence[str]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise CriError(f"{field}: {pair!r} is not KEY=VALUE (for example half_side=5 or center=[20,30])")
+        if key in out:
+            raise CriError(f"{field}: {key} is given twice")
         try:
-            if not (key and equals):
-                raise ValueError
             out[key] = json.loads(value)
-        except ValueError:
-            raise CriError(f"{field}: {pair!r} is not KEY=VALUE (for example half_side=5 or center=[20,30])") from None
+        except (ValueError, RecursionError):
+            raise CriError(f"{field}: {value[:80]!r} is no value of {key}; give a number or a list, as JSON") from None
     return out
 
 
@@ -95,6 +99,7 @@ def run_command(
     """
     config = parse(config_type, description or "", sys.argv[1:] if argv is None else argv, presets, default, prog)
     try:
+        check_command(config)
         with _signals_raised():
             function(config)
     except CriError as error:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from tyro.conf import Suppress
 
-from cri.errors import CorruptRunError, out_of_range
+from cri.checks import check_dataclass
+from cri.errors import CorruptRunError, CriError, out_of_range
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_dataclass(self)
         for name, low in (("steps", 1), ("batch_size", 1), ("micro_batch", 0)):
             if getattr(self, name) < low:
                 raise out_of_range(name, getattr(self, name), f"at least {low}")
@@ -90,6 +92,7 @@ class RunConfig:
         return f"{self.task}-{self.format}-{self.split}-{model}-{self.tokenizer}-s{self.seed}"
 
     def __post_init__(self) -> None:
+        check_dataclass(self)
         if self.decoded < 0:
             raise out_of_range("decoded", self.decoded, "at least 0")
 
@@ -104,7 +107,7 @@ class RunConfig:
         """Inverse of `to_dict`; a file with other fields was made by another version."""
         try:
             return cls(**{**data, "train": TrainConfig(**data["train"])})
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, CriError) as error:
             raise CorruptRunError(f"run: config.json does not fit this version ({error}); train again") from error
 
     def replace(self, **changes: Any) -> RunConfig:

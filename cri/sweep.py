@@ -118,9 +118,16 @@ def sweep(
 
 def run(config: SweepConfig) -> Path:
     """The whole command; raises `CriError` listing the runs that failed, after the others have finished."""
+    from cri.models.device import resolve_device
+    from cri.training.setup import check_steps
+
     configs = list(config.run_configs())
     if not configs:
         raise CriError("tasks, formats, tokenizers, models, splits, seeds: give at least one of each")
+    for each in configs:  # what no machine of this kind can do; what a single run cannot is a row of the table
+        check_steps(each.train)
+    if config.backend == "processes":
+        resolve_device(config.device)
     options = {"jobs": config.jobs, "gpus_per_job": config.gpus_per_job, "device": config.device}
     table = sweep(configs, config.out, backend=config.backend, **options)
     print(table.drop(columns=["error", "run"]).to_string(index=False))

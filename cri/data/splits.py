@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from cri.checks import check_arguments
 from cri.data.case_ids import check_case_ids
 from cri.errors import CriError, out_of_range, unknown_name
 from cri.tasks import LengthAddition, Task
@@ -92,14 +93,17 @@ def squares(
     Drawn half sides are uniform in `min_half_side..max_half_side` (the paper's 10..19, and 5..14 for
     chicken & rabbit). Raises `CriError` when squares overlap, leave the grid, or do not fit.
     """
+    if centers is None and n < 1:
+        raise out_of_range("split.n", n, "at least 1")
     if (centers is None) != (half_sides is None):
         raise CriError("split.centers, split.half_sides: give both or neither")
     chosen: list[tuple[int, int, int]] = []
     if centers is not None and half_sides is not None:
         if len(centers) != len(half_sides):
             raise CriError(f"split.half_sides: {len(half_sides)} values for {len(centers)} centers")
-        for (row, col), h in zip(centers, half_sides, strict=True):
-            square(task, (row, col), h)  # raises where it leaves the grid
+        for centre, h in zip(centers, half_sides, strict=True):
+            square(task, centre, h)  # raises for what is no point, and where it leaves the grid
+            row, col = centre
             for other in chosen:
                 if _overlap(other, (row, col, h)):
                     raise CriError(f"split.centers: the squares at {other[:2]} and {(row, col)} overlap")
@@ -209,7 +213,11 @@ def make_split(task: Task, kind: str, **params: Any) -> Split:
     for key in params:
         if key not in valid:
             raise unknown_name(f"parameter of split {kind}", key, valid)
-    return SPLITS[kind](task, **params)
+    check_arguments("split", SPLITS[kind], params)
+    split = SPLITS[kind](task, **params)
+    if not (split.train.any() and split.test.any()):
+        raise CriError(f"split: {kind} leaves no {'held-out' if split.train.any() else 'training'} cases of {task!r}")
+    return split
 
 
 def remove_cases(split: Split, case_ids: Int[np.ndarray, " removed"], reason: str) -> Split:

@@ -37,6 +37,8 @@ def resolve_device(device: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise CriError(f"device: {device!r} cannot be used here ({str(error).splitlines()[0]})") from error
     where = torch.device(device)
+    if where.type == "meta":
+        raise CriError("device: 'meta' holds no numbers; choose auto, cpu or cuda")
     if where.type == "cuda" and where.index is not None:
         torch.cuda.set_device(where)  # streams and graphs are made on the current device
     return device

@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Int
 
+from cri.checks import check_memory
 from cri.errors import CriError, unknown_name
-from cri.tasks.base import SquareGrid, Sums, Task, require
+from cri.tasks.base import BYTES_A_CASE, SquareGrid, Sums, Task, require
 from cri.tasks.length_sampling import sample_mixed_pairs, sample_pairs
 from cri.tasks.planted import PLANTED
 from cri.tasks.steps import Step, add_steps, halve_steps, mul_steps, sub_steps, to_base
@@ -114,7 +115,9 @@ class ChickenRabbit(Task):
     size: int = 100
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.size >= 2, "size", self.size, "at least 2")
+        check_memory("size", self.size, BYTES_A_CASE * self.size**2, f"a grid of {self.size**2:,} cases")
 
     def _enumerate(self) -> Iterator[tuple[int, int]]:
         return ((legs, heads) for heads in range(self.size) for legs in range(2 * heads, 4 * heads + 1, 2))
@@ -161,10 +164,14 @@ class LengthAddition(Sums):
     mixed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.mixed in (0, 1), "mixed", self.mixed, "0 or 1")
         require(self.min_digits >= 1, "min_digits", self.min_digits, "at least 1")
         require(self.max_digits >= self.min_digits, "max_digits", self.max_digits, f"at least {self.min_digits}")
+        require(self.max_digits <= 1000, "max_digits", self.max_digits, "at most 1000")
         require(self.per_length >= 1, "per_length", self.per_length, "at least 1")
+        n = self.per_length * (self.max_digits - self.min_digits + 1)
+        check_memory("per_length", self.per_length, (BYTES_A_CASE + 2 * self.max_digits) * n, f"{n:,} cases")
 
     def _enumerate(self) -> Iterator[tuple[int, int]]:
         for n_digits in range(self.min_digits, self.max_digits + 1):
@@ -202,10 +209,9 @@ def make_task(name: str, **params: Any) -> Task:
     if name not in _ALL_TASKS:
         raise unknown_name("task", name, _ALL_TASKS)
     valid = [f.name for f in dataclasses.fields(_ALL_TASKS[name])]
-    for key, value in params.items():
+    for key in params:
         if key not in valid:
             raise unknown_name(f"parameter of task {name}", key, valid)
-        require(isinstance(value, int), f"{name}.{key}", value, "an integer")
     return _ALL_TASKS[name](**params)
 
 

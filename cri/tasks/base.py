@@ -16,13 +16,20 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from cri.checks import check_dataclass, check_memory
 from cri.errors import CriError, out_of_range
 from cri.tasks.steps import Step, add_steps
+
+BYTES_A_CASE = 1000
+"""About what a case takes as operands, texts and tokens of the direct format; traces take more."""
 
 
 @dataclass(frozen=True)
 class Task(ABC):
     """A grid of cases with their questions and answers; subclasses are frozen dataclasses."""
+
+    def __post_init__(self) -> None:
+        check_dataclass(self, self.name)
 
     name: ClassVar[str]
     axis_names: ClassVar[tuple[str, str]] = ("a", "b")
@@ -150,7 +157,9 @@ class SquareGrid(Sums):
     size: int = 100
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.size >= 2, "size", self.size, "at least 2")
+        check_memory("size", self.size, BYTES_A_CASE * self.size**2, f"a grid of {self.size**2:,} cases")
 
     def _enumerate(self) -> Iterator[tuple[int, int]]:
         return ((a, b) for a in range(self.size) for b in range(self.size))

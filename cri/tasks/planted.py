@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int
 
+from cri.checks import check_memory
 from cri.tasks.base import SquareGrid, Task, require
 from cri.tasks.steps import Step
 
@@ -43,6 +44,7 @@ class Patchwork(_Labelling):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.n_sites >= 1, "n_sites", self.n_sites, "at least 1")
+        check_memory("n_sites", self.n_sites, 8 * self.n_sites * self.size**2, "distances to the sites")
 
     @cached_property
     def _labels(self) -> Int[np.ndarray, "row col"]:

@@ -140,17 +140,18 @@ def train_run(
 
     folder = run_folder(out, config.name, config.to_dict())
     first = process_rank()[0] == 0
+    # what cannot be made is refused before anything is written
+    materials, where = prepare(config), resolve_device(device)
     # under `accelerate launch` the first process alone holds the lock, reads what is there and writes
     with locked(folder) if first else contextlib.nullcontext():
         if from_first_process(is_complete(folder)):
             if first:
                 verify(folder)
-                expected = prepare(config).identity
-                require_same(folder, read_json(folder / "manifest.json")["identity"], expected)
+                require_same(folder, read_json(folder / "manifest.json")["identity"], materials.identity)
                 clear_unfinished(folder)
             return folder
         with writing_to(folder):
-            _train(folder, prepare(config), resolve_device(device), checkpoint_every, evals, progress, position)
+            _train(folder, materials, where, checkpoint_every, evals, progress, position)
         from_first_process(None)  # nobody leaves before the folder is whole
     return folder
 
@@ -236,7 +237,8 @@ def _train(
         bar.set_postfix(shown, refresh=False)
         bar.update(p.step - bar.n)
 
-    eval_every = max(1, config.train.steps // max(1, evals))
+    # no more than asked for, and none that costs more than the training between two of them
+    eval_every = max(25, -(-config.train.steps // max(1, evals)))
     stops = sorted(
         {
             *range(checkpoint_every, config.train.steps, checkpoint_every),

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from cri.config import RunConfig
+from cri.checks import check_memory
+from cri.config import RunConfig, TrainConfig
 from cri.data.splits import Split, make_split
-from cri.errors import CriError
+from cri.data.tokenization import TOKENIZERS
+from cri.errors import CriError, unknown_name
 from cri.models.presets import PRESETS, is_preset
 from cri.storage import config_hash
 from cri.tasks import Task, make_task
@@ -107,6 +109,12 @@ def run_positions(
     return positions
 
 
+def check_steps(train: TrainConfig) -> None:
+    """Raises `CriError` for more steps than their order of batches has memory for."""
+    order = 16 * train.steps * train.batch_size
+    check_memory("steps", train.steps, order, f"the order of {train.steps:,} batches of {train.batch_size:,}")
+
+
 def check(config: RunConfig) -> None:
     """Raises `CriError` naming the field for anything `prepare` could not build, without building what takes long."""
     from cri.formats import make_format
@@ -114,6 +122,9 @@ def check(config: RunConfig) -> None:
 
     position_options(config.positions, config.position_params)
     make_format(config.format)
+    check_steps(config.train)
+    if is_preset(config.model) and config.tokenizer not in TOKENIZERS:
+        raise unknown_name("tokenizer", config.tokenizer, TOKENIZERS)
     make_split(make_task(config.task, **config.task_params), config.split, **config.split_params)
 
 
@@ -125,6 +136,7 @@ def prepare(config: RunConfig) -> Materials:
     from cri.models.positions import attach
     from cri.training.checkpoints import tensors_sha256
 
+    check(config)
     task = make_task(config.task, **config.task_params)
     fmt = make_format(config.format)
     split = make_split(task, config.split, **config.split_params)
