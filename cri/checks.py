@@ -26,7 +26,6 @@ MAX_COUNT = 10**12
 """No count, size or coordinate is larger; int64 holds what is made of it."""
 
 _NUMBERED = ("steps", "batch_size", "micro_batch", "size", "n_boot", "k", "n_cases")
-_MAY_BE_EMPTY = ("use", "use_control", "task_params", "split_params", "plans")
 
 
 def check_type(field: str, value: object, annotation: Any) -> None:
@@ -74,9 +73,10 @@ def check_command(settings: Any) -> None:
     check_dataclass(settings)
     hints = _hints(type(settings))
     for own in dataclasses.fields(settings):
-        name, value = own.name, _any(getattr(settings, own.name))
+        name, value = own.name, getattr(settings, own.name)
+        _check_named(name, value)
         if isinstance(value, tuple) and typing.get_args(hints[name])[1:] == (...,):
-            _require(bool(value) or name in _MAY_BE_EMPTY, name, value, "a list of at least one")
+            _require(bool(value) or own.default == (), name, value, "a list of at least one")
             repeated = [item for i, item in enumerate(value) if item in value[:i]]
             _require(not repeated, name, repeated and repeated[0], "given once: a repeat is no replicate")
         if isinstance(value, str) and name == "name":
@@ -85,13 +85,17 @@ def check_command(settings: Any) -> None:
         for path in value if isinstance(value, tuple) else (value,):
             if isinstance(path, Path | str):
                 _require("\0" not in str(path), name, str(path), "without a zero byte")
-        if name == "half_side" and value is not None:
-            _require(value >= 1, name, value, "at least 1")
-        if name == "size":
-            _require(value == 0 or value >= 2, name, value, "at least 2 (0, where it is the default, for the paper's)")
-        if name in ("lrs", "weight_decays"):
-            low = "positive" if name == "lrs" else "at least 0"
-            _require(all(x > 0 or (x == 0 and name != "lrs") for x in value), name, value, low)
+
+
+def _check_named(name: str, value: Any) -> None:
+    """What a number of this name is in every command."""
+    if name in ("lrs", "weight_decays"):
+        low = "positive" if name == "lrs" else "at least 0"
+        _require(all(x > 0 or (x == 0 and name != "lrs") for x in value), name, value, low)
+    elif name == "half_side" and value is not None:
+        _require(value >= 1, name, value, "at least 1")
+    elif name == "size" and value is not None:
+        _require(value == 0 or value >= 2, name, value, "at least 2 (0, where it is the default, for the paper's)")
 
 
 def check_arguments(field: str, function: Callable[..., Any], arguments: Mapping[str, object]) -> None:
@@ -110,10 +114,6 @@ def check_memory(field: str, value: object, n_bytes: float, what: str) -> None:
             f"{field}: {value!r} is too large here; {what} would need about {n_bytes / 2**30:,.0f} GiB of memory, and "
             f"this machine has {have / 2**30:,.0f}"
         )
-
-
-def _any(value: Any) -> Any:
-    return value  # its type is what is being asked
 
 
 def _require(condition: bool, field: str, value: object, allowed: str) -> None:

@@ -132,6 +132,8 @@ def test_faulty_command_lines(command, words, monkeypatch, capsys, tmp_path):
     assert stop.value.code == 2
     assert said.startswith("error: ")
     assert len(said.splitlines()) == 1
+    field = words[0].lstrip("-").partition("=")[0].replace("-", "_")
+    assert any(name in said.replace("-", "_") for name in (field, "half_side", "size"))
     assert not list(tmp_path.iterdir())
 
 

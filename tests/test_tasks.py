@@ -99,7 +99,7 @@ def test_grid_layout_marks_missing_cases(tasks):
         ("adition", {}, "choose from addition"),
         ("addition", {"sise": 3}, "choose from size"),
         ("addition", {"size": 1}, "at least 2"),
-        ("addition", {"size": 2.5}, "an integer"),
+        ("addition", {"size": 2.5}, "a whole number"),
         ("base_addition", {"base": 11}, "in 2..10"),
         ("mod_addition", {"size": 20, "modulus": 7}, "at least size=20"),
         ("linear_regression", {"slope_b": 12}, "in 1..9"),
