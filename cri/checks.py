@@ -77,14 +77,20 @@ def check_command(settings: Any) -> None:
         _check_named(name, value)
         if isinstance(value, tuple) and typing.get_args(hints[name])[1:] == (...,):
             _require(bool(value) or own.default == (), name, value, "a list of at least one")
-            repeated = [item for i, item in enumerate(value) if item in value[:i]]
-            _require(not repeated, name, repeated and repeated[0], "given once: a repeat is no replicate")
+            _check_repeats(name, value)
         if isinstance(value, str) and name == "name":
             plain = value == Path(value).name and value not in ("", ".", "..") and value.isprintable()
             _require(plain and len(value) <= 100, name, value, "a plain file name")
         for path in value if isinstance(value, tuple) else (value,):
             if isinstance(path, Path | str):
                 _require("\0" not in str(path), name, str(path), "without a zero byte")
+
+
+def _check_repeats(name: str, items: Sequence[Any]) -> None:
+    """No item twice; a folder is the same by whatever path it is reached."""
+    seen = [item.resolve() if isinstance(item, Path) else item for item in items]
+    for i, item in enumerate(seen):
+        _require(item not in seen[:i], name, str(items[i]), "given once: a repeat is no replicate")
 
 
 def _check_named(name: str, value: Any) -> None:

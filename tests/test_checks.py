@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from cri.cli import key_values
 from cri.config import RunConfig, TrainConfig
 from cri.data.splits import SPLITS, make_split
 from cri.errors import CriError
+from cri.studies.rule_steps.config import RuleSteps
 from cri.tasks import TASKS, make_task
 from cri.training.setup import check
 
@@ -140,3 +142,14 @@ def test_faulty_command_lines(command, words, monkeypatch, capsys, tmp_path):
 def test_a_list_is_checked_in_its_items():
     with pytest.raises(CriError, match="seeds: -1"):
         checks.check_range("seeds", (0, -1))
+
+
+def test_a_repeat_is_no_replicate(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    for runs in (("a", "a"), ("a", "./a"), ("a", "link/a"), ("a", str(tmp_path / "a"))):
+        with pytest.raises(CriError, match=r"use: .* given once: a repeat is no replicate"):
+            checks.check_command(RuleSteps(use=tuple(map(Path, runs))))
+    for subjects in (("addition:scratchpad:digit:0,0",), ("addition:direct:digit:1", "addition:direct:digit:0,1")):
+        with pytest.raises(CriError, match=r"subjects: .* given once"):
+            RuleSteps(subjects=subjects)

@@ -141,6 +141,8 @@ def test_illegal_edits_are_refused(scratchpad):
         (Edit(9, "carry", "1"), r"edit\.line: 9"),
         (Edit(1, "digit", "x"), "must be digits"),
         (Edit(0, "carry", "0"), "holds already"),
+        (Edit(0, "carry", "7"), "edit.text: '7' is not allowed; must be a carry of this operation: 0, 1"),
+        (Edit(1, "carry", "-1"), "a carry of this operation: 0, 1"),
     ):
         with pytest.raises(CriError, match=message):
             iv.step_edits(scratchpad, [iv.CaseEdit(100, edit)])

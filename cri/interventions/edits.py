@@ -126,6 +126,21 @@ def alternatives(line: TraceLine, name: str, text: str, base: int = 10) -> list[
     ]
 
 
+_CARRIES = {"add": ("0", "1"), "sub": ("0", "-1"), "halve": ("0", "1")}
+
+
+def check_text(lines: Sequence[TraceLine], edit: Edit, base: int) -> None:
+    """Raises `CriError` for a carry that the operation cannot give, or a digit that the base does not have: a rule
+    would run on with it, but no arithmetic is like that."""
+    if re.split(r"[\[#:]", edit.element)[0] == "carry":
+        step = next((line.step for line in [lines[edit.line], *lines[edit.line :]] if line.step is not None), None)
+        allowed = _CARRIES.get(step.op if step else "", tuple(str(i) for i in range(base - 1)))
+        if edit.text not in allowed:
+            raise out_of_range("edit.text", edit.text, f"a carry of this operation: {', '.join(allowed)}")
+    elif any(char.isdecimal() and int(char) >= base for char in edit.text) and edit.element != "total":
+        raise out_of_range("edit.text", edit.text, f"digits below {base}")
+
+
 def _answer(task: Task, fmt: Format, lines: Sequence[TraceLine]) -> str | None:
     return fmt.read_answer(task, join(lines))
 
@@ -302,10 +317,12 @@ def step_edits(
         for step, n in list(counts.items()):
             counts[_zeroed(step)] += 0 if step == _zeroed(step) else n
     before, after, rows = [], [], []
+    base = task.base if isinstance(task, BaseAddition) else 10
     for item in edits:
         rule, (a, b) = written_trace(task, fmt, item.case)
         lines = rule.trace(task, a, b)
         check_edit(lines, item.edit)
+        check_text(lines, item.edit, base)
         expected = rule.trace(task, a, b, item.edit)
         line, name = item.edit.line, item.edit.element
         old = _element_text(lines, line, name)

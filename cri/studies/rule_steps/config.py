@@ -71,6 +71,10 @@ class RuleSteps(RunOptions):
     """Where removal indices by case are looked for, to lay them beside."""
 
     def __post_init__(self) -> None:
+        named = [(subject.family, seed) for subject in map(Subject.parse, self.subjects) for seed in subject.seeds]
+        for i, (family, seed) in enumerate(named):
+            if seed < 0 or (family, seed) in named[:i]:
+                raise out_of_range("subjects", f"{family}:{seed}", "given once, with a seed of at least 0")
         for field, low in (("n_cases", 2), ("n_pairs", 2), ("n_boot", 100)):
             if getattr(self, field) < low:
                 raise out_of_range(field, getattr(self, field), f"at least {low}")
