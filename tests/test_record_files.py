@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cri.compression import TABLE_LIMIT, content_name, pack_arrays, pack_table, read_arrays, read_table, stored
 from cri.errors import CorruptRunError
 from cri.evaluation.decoding import decode
 from cri.retraining.records import load_retrainings
 from cri.storage import MARKER, file_sha256, mark_complete, read_json, verify, write_bytes
+from cri.storage.compression import TABLE_LIMIT, content_name, pack_arrays, pack_table, read_arrays, read_table, stored
 from cri.studies.common.records import code_hash
 
 ROOT = Path(__file__).parent.parent

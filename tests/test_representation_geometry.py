@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cri.compression import read_table
 from cri.errors import CriError
+from cri.storage.compression import read_table
 from cri.studies.representation_geometry.config import PRESETS, Geometry
 from cri.studies.representation_geometry.study import run
 

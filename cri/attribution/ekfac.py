@@ -171,6 +171,35 @@ def _second_moment(x: Tensor, size: int) -> Float[Tensor, "size size"]:
     return (x.T @ x).double() if x.is_floating_point() else torch.bincount(x, minlength=size).double().diag()
 
 
+def _no_moments(block: Block, max_factor_dim: int, device: torch.device) -> list[Tensor | None]:
+    """Zero second moments [size, size] of the sides of a block that get an eigenbasis, None for one that gets none: a
+    single row, a side that is too long, or one-hot in every use."""
+    left = any(use.kind != "embedding" for use in block.uses)
+    return [
+        torch.zeros(size, size, dtype=torch.float64, device=device) if wanted and 1 < size <= max_factor_dim else None
+        for wanted, size in zip((left, True), block.shape, strict=True)
+    ]
+
+
+def _add_second_moments(
+    moments: Sequence[Sequence[Tensor | None]], blocks: Sequence[Block], batch: TokenTable, captured: Captured
+) -> None:
+    """Adds one batch to the second moments of each block's sides, in place."""
+    real = batch.token_mask[:, 1:]
+    for block, moment in zip(blocks, moments, strict=True):
+        every, nonzero = parts(block, captured, compress=False), parts(block, captured)
+        for inputs, gradients in zip(every, nonzero, strict=True):
+            # inputs count at every real position; a gradient of zero adds nothing to its own side
+            left, right = (side.flatten(0, 1) for side in gradients)
+            if not left.is_floating_point():
+                left = inputs.left[real]
+            elif block.uses[0].kind not in ("gain", "shift"):
+                right = inputs.right[real]
+            for x, size, total in zip((left, right), block.shape, moment, strict=True):
+                if total is not None:
+                    total += _second_moment(x, size)
+
+
 def _rotate(x: Tensor, basis: Tensor | None) -> Tensor:
     if basis is None:
         return x
@@ -213,31 +242,10 @@ def fit_ekfac(
     generator = torch.Generator(device).manual_seed(seed)
     batch_size = plan_memory(model, blocks, tokens, tokens, loss, batch_size, max_bytes, False).batch_size
 
-    def sides(block: Block) -> list[bool]:
-        """Which sides get an eigenbasis: not a single row, not too long, not one-hot in every use."""
-        left = any(use.kind != "embedding" for use in block.uses)
-        return [wanted and 1 < size <= max_factor_dim for wanted, size in zip((left, True), block.shape, strict=True)]
-
-    wanted = [sides(block) for block in blocks]
-    moments: list[list[Tensor | None]] = [
-        [torch.zeros(d, d, dtype=torch.float64, device=device) if w else None for d, w in zip(b.shape, ws, strict=True)]
-        for b, ws in zip(blocks, wanted, strict=True)
-    ]
+    moments = [_no_moments(block, max_factor_dim, device) for block in blocks]
     with tqdm(total=2 * len(tokens), desc="EK-FAC", unit="case", disable=not progress, leave=False) as bar:
         for batch, captured in fisher_gradients(model, blocks, tokens, loss, labels, generator, batch_size, bar):
-            real = batch.token_mask[:, 1:]
-            for block, moment in zip(blocks, moments, strict=True):
-                every, nonzero = parts(block, captured, compress=False), parts(block, captured)
-                for inputs, gradients in zip(every, nonzero, strict=True):
-                    # inputs count at every real position; a gradient of zero adds nothing to its own side
-                    left, right = (side.flatten(0, 1) for side in gradients)
-                    if not left.is_floating_point():
-                        left = inputs.left[real]
-                    elif block.uses[0].kind not in ("gain", "shift"):
-                        right = inputs.right[real]
-                    for x, size, total in zip((left, right), block.shape, moment, strict=True):
-                        if total is not None:
-                            total += _second_moment(x, size)
+            _add_second_moments(moments, blocks, batch, captured)
         if not all(bool(c.isfinite().all()) for pair in moments for c in pair if c is not None):
             raise CriError(NOT_FINITE)
         vectors = [[None if c is None else torch.linalg.eigh(c).eigenvectors for c in pair] for pair in moments]

@@ -142,10 +142,7 @@ def train_replicas(
     if chunk is not None and chunk < 1:
         raise out_of_range("chunk", chunk, "at least 1")
     materials = prepare(config)
-    for index, replica in enumerate(replicas):
-        if replica.train.shape != (materials.task.n_cases,) or not replica.train.any():
-            n_cases = materials.task.n_cases
-            raise CriError(f"replicas[{index}].train: not a mask with training cases over {n_cases} cases")
+    _check_masks(replicas, materials.task.n_cases)
     workers = Workers(backend, jobs, gpus_per_job, device)
     if workers.here:
         workers = dataclasses.replace(workers, device=resolve_device(device))
@@ -164,16 +161,17 @@ def train_replicas(
         started = time.perf_counter()
         write_json(folder / "config.json", config.to_dict())
         parts = Parts(folder.resolve(), identity)
+        missing = parts.missing(len(replicas))
+        own_bar = method == "stacked" and progress and workers.here
         job: Callable[[Block], None]
         if method == "stacked":
-            if workers.here:
+            if workers.here:  # one device: two stacks would only share it
                 workers = dataclasses.replace(workers, jobs=1)
-            blocks = _neighbours(parts.missing(len(replicas)), workers.at_once())
-            own_bar = progress and workers.here
+            blocks = _neighbours(missing, workers.at_once())
             options = (chunk, compiled, checkpoint_seconds, own_bar)
             job = functools.partial(_train_stacked, materials, parts, workers.device, options)
         else:
-            blocks, own_bar = _dealt(parts.missing(len(replicas)), 4 * workers.at_once()), False
+            blocks = _dealt(missing, 4 * workers.at_once())
             job = functools.partial(_train_alone, materials, parts)
         bar = progress_bar(len(replicas), f"{len(replicas)} replicas", "model", progress and not own_bar)
         bar.update(len(replicas) - sum(map(len, blocks)))
@@ -184,6 +182,13 @@ def train_replicas(
         bar.close()
         _assemble(folder, materials, replicas, parts, method, time.perf_counter() - started)
     return folder
+
+
+def _check_masks(replicas: Sequence[Replica], n_cases: int) -> None:
+    """Raises `CriError` for a replica whose training cases are no mask over the task's cases, or are none."""
+    for index, replica in enumerate(replicas):
+        if replica.train.shape != (n_cases,) or not replica.train.any():
+            raise CriError(f"replicas[{index}].train: not a mask with training cases over {n_cases} cases")
 
 
 Block = Mapping[int, Replica]

@@ -241,6 +241,15 @@ def _next_line(text: str, expected: Sequence[TraceLine], line: int) -> bool:
     return text.startswith(join(expected)[: until.stop])
 
 
+def _outcome(answer: str | None, expected: str | None, unedited: str | None, done: bool) -> str:
+    """What a model's answer after an edit obeys: the rule on the edited trace, or the text as it was."""
+    if answer is not None and answer == expected:
+        return "follows"
+    if answer is not None and answer == unedited:
+        return "returns"
+    return "breaks" if done else "truncated"
+
+
 _SEEN_DIGITS = ("operand:digit1", "operand:digit2", "operand:carry")
 
 
@@ -348,12 +357,7 @@ def step_edits(
     for row, (old_text, old_done), (text, done) in zip(rows, texts[: len(rows)], texts[len(rows) :], strict=True):
         unedited = fmt.read_answer(task, old_text) if old_done else None
         answer = fmt.read_answer(task, text) if done else None
-        if answer is not None and answer == row["expected"]:
-            outcome = "follows"
-        elif answer is not None and answer == unedited:
-            outcome = "returns"
-        else:
-            outcome = "breaks" if done else "truncated"
+        outcome = _outcome(answer, row["expected"], unedited, done)
         row |= {
             "unedited": unedited or "", "answer": answer or "", "outcome": outcome, "follows": outcome == "follows",
             "next_line": _next_line(text, row.pop("lines"), row["line"]),

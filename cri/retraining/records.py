@@ -18,7 +18,6 @@ import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 
-from cri.compression import XZ, pack_arrays, read_arrays, stored
 from cri.config import RunConfig
 from cri.data.token_table import TARGETS, TokenTable
 from cri.ensembles.bank import Bank, load_bank, stacked_scores
@@ -42,6 +41,7 @@ from cri.storage import (
     write_text,
     writing_to,
 )
+from cri.storage.compression import XZ, pack_arrays, read_arrays, stored
 from cri.training.jobs import Backend
 from cri.training.setup import prepare
 

@@ -10,11 +10,11 @@ import pandas as pd
 
 from cri import plots
 from cri.attribution.methods import METHODS, find
-from cri.compression import read_table, stored
 from cri.options import FamilyName
 from cri.plots.retraining import CONTROL, RETRAININGS, flip_curves, quality_bars, quality_points
 from cri.retraining.config import PRESETS
 from cri.storage import read_json
+from cri.storage.compression import read_table, stored
 
 EVERYWHERE, TARGET = "all", "reference"
 DOMINATED = ("shared_operand",)

@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from cri import plots
-from cri.compression import read_table, tables_in
 from cri.options import FamilyName
 from cri.plots.offsets import kind_points, offset_map
+from cri.storage.compression import read_table, tables_in
 from cri.tasks.planted import PLANTED
 
 REGIONS = {"random": "random split", "outside": "outside the square", "square": "in the square"}

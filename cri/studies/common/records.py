@@ -122,8 +122,8 @@ class Record:
     ) -> list[Path]:
         """Replaces the record: each table as CSV, the manifest (`facts`, machine and versions), and what `draw` makes
         of these. Tables and figures of the former record that this one has not are removed. Returns the figures."""
-        from cri.compression import pack_table
         from cri.storage import provenance, write_bytes, write_json
+        from cri.storage.compression import pack_table
 
         with self._made_beside() as new:
             for name, table in tables.items():

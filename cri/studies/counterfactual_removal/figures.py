@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 
 from cri import plots
-from cri.compression import read_table, tables_in
 from cri.options import FamilyName
 from cri.plots.retraining import index_strip, removal_effects
 from cri.plots.worth import worth_points
+from cri.storage.compression import read_table, tables_in
 from cri.studies.common.spans import span
 from cri.tasks.planted import PLANTED
 

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from cri import plots
-from cri.compression import read_table, stored
 from cri.data.case_relations import grid_distance, mirror_images
 from cri.data.splits import Split, in_square
 from cri.data.step_coverage import step_coverage
@@ -21,6 +20,7 @@ from cri.statistics.datamodels import rank, rank_correlation, resamples
 from cri.statistics.errors import differences, error_shares, paired_t
 from cri.statistics.readings import holm
 from cri.storage import is_complete, read_json
+from cri.storage.compression import read_table, stored
 from cri.studies.common.spans import span
 from cri.tasks import Task, make_task
 from cri.training.setup import Materials, prepare

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from cri.cli import run_command
-from cri.compression import read_table, stored
 from cri.errors import CriError
 from cri.evaluation.scoring import STATUSES
+from cri.storage.compression import read_table, stored
 from cri.studies.lso_map.config import KEYS, NAME, PRESETS, LsoMapConfig
 
 

@@ -10,9 +10,9 @@ import pandas as pd
 
 from cri import plots
 from cri.attribution.methods import PARAMETERS, find, layer
-from cri.compression import read_table, tables_in
 from cri.plots.retraining import group_points
 from cri.storage import read_json
+from cri.storage.compression import read_table, tables_in
 
 _WINDOW = 25
 """Cells shown on each side of an example's case."""

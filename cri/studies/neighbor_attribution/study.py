@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cri.attribution.methods import help_text, settings
 from cri.cli import run_command
-from cri.compression import read_table, stored, tables_in
+from cri.storage.compression import read_table, stored, tables_in
 from cri.studies.common.records import code_hash, recording
 
 if TYPE_CHECKING:

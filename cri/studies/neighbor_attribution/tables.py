@@ -17,12 +17,12 @@ from cri import statistics
 from cri.attribution.methods import METHODS, NO_MODEL, PARAMETERS, methods_table
 from cri.attribution.neighbors import nearest
 from cri.attribution.questions import Question
-from cri.compression import read_table, stored
 from cri.data.splits import depth
 from cri.errors import CriError
 from cri.evaluation.scoring import STATUSES
 from cri.models.activations import collect, residual_sites
 from cri.storage import read_json
+from cri.storage.compression import read_table, stored
 from cri.training.runs import Run, load_run
 
 if TYPE_CHECKING:

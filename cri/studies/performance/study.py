@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from cri.cli import run_command
-from cri.compression import read_table, stored
 from cri.errors import CriError, unknown_name
 from cri.storage import provenance, read_json
+from cri.storage.compression import read_table, stored
 from cri.studies.common.records import MANIFEST, Record, recording
 from cri.studies.performance.config import NAME, PRESETS, PerformanceConfig
 

@@ -15,6 +15,7 @@ from cri.config import TrainConfig
 from cri.studies.performance.rows import Row, addition, clear, model_of, quickest, row, step_seconds, way_of
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedModel
 
     from cri.studies.performance.config import PerformanceConfig
@@ -109,9 +110,6 @@ def replicas(config: PerformanceConfig, device: str) -> Iterator[Row]:
     """Many retrained `nano` models against one after another, and the cost as their number grows."""
     import numpy as np
 
-    from cri.ensembles.bank import load_bank
-    from cri.ensembles.engine import Replica
-    from cri.ensembles.train import train_replicas
     from cri.studies.performance.baselines import hf_trainer_seconds
 
     of, n, cuda = 4000, config.replicas, device.startswith("cuda")
@@ -121,24 +119,8 @@ def replicas(config: PerformanceConfig, device: str) -> Iterator[Row]:
     materials = addition(config)
     rng = np.random.default_rng(0)
 
-    def some(count: int) -> list[Replica]:
-        out = []
-        for seed in range(count):
-            train = materials.split.train.copy()
-            train[rng.choice(materials.split.train_ids, len(materials.split.train_ids) // 2, replace=False)] = False
-            out.append(Replica(seed, train))
-        return out
-
     def together(count: int, steps: int) -> tuple[float, Any]:
-        train = TrainConfig(steps=steps, precision=precision)
-        with tempfile.TemporaryDirectory() as folder:
-            started = time.perf_counter()
-            path = train_replicas(
-                materials.config.replace(train=train), some(count), Path(folder), device=device,
-                compiled=True if cuda else None, progress=False,
-            )  # fmt: skip
-            seconds = time.perf_counter() - started
-            return seconds, load_bank(path)
+        return _bank_seconds(materials, count, TrainConfig(steps=steps, precision=precision), device, rng)
 
     train = TrainConfig(steps=of, precision=precision)
     alone_steps, few = min(of // 2, steps), max(2, min(100, steps // 2))
@@ -187,6 +169,29 @@ def replicas(config: PerformanceConfig, device: str) -> Iterator[Row]:
             f"{n} retrained nano models ({label})", opponent, seconds, n * of * single,
             f"{steps} steps of {measured} models", how, f"{n} models, 4,000 steps", note,
         )  # fmt: skip
+
+
+def _bank_seconds(
+    materials: Materials, count: int, train: TrainConfig, device: str, rng: np.random.Generator
+) -> tuple[float, Any]:
+    """Seconds to train `count` models into a bank, each on a random half of the training cases, and the bank."""
+    from cri.ensembles.bank import load_bank
+    from cri.ensembles.engine import Replica
+    from cri.ensembles.train import train_replicas
+
+    ids = materials.split.train_ids
+    some = []
+    for seed in range(count):
+        mask = materials.split.train.copy()
+        mask[rng.choice(ids, len(ids) // 2, replace=False)] = False
+        some.append(Replica(seed, mask))
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        path = train_replicas(
+            materials.config.replace(train=train), some, Path(folder), device=device,
+            compiled=True if device.startswith("cuda") else None, progress=False,
+        )  # fmt: skip
+        return time.perf_counter() - started, load_bank(path)
 
 
 def _stacked_step_seconds(materials: Materials, count: int, steps: int, device: str) -> float:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cri.compression import read_table, tables_in
 from cri.plots.style import MODEL_COLORS, figure, save_figure, style
 from cri.statistics.seeds import over_seeds
+from cri.storage.compression import read_table, tables_in
 from cri.studies.representation_geometry.config import NAME
 
 if TYPE_CHECKING:

@@ -96,8 +96,8 @@ def run(config: Geometry) -> list[Path]:
 
     Tables made earlier by the same code from the same options and runs are reused.
     """
-    from cri.compression import read_table
     from cri.storage import verify
+    from cri.storage.compression import read_table
     from cri.studies.representation_geometry.figures import draw
     from cri.studies.representation_geometry.retraining import retrain
     from cri.studies.representation_geometry.tables import summarise

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from cri import plots
-from cri.compression import read_table, tables_in
 from cri.storage import read_json
+from cri.storage.compression import read_table, tables_in
 
 SUBJECT = ["task", "format", "tokenizer"]
 

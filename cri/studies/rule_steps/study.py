@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from cri.cli import run_command
-from cri.compression import read_table, stored, tables_in
 from cri.config import RunConfig
 from cri.errors import CriError, unknown_name
+from cri.storage.compression import read_table, stored, tables_in
 from cri.studies.common.records import MANIFEST, code_hash, recording
 from cri.studies.rule_steps.config import CONTROL, FORMATS, NAME, PRESETS, RuleSteps, Subject
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from cri.compression import read_table
 from cri.statistics import estimate, wilson
+from cri.storage.compression import read_table
 from cri.studies.rule_steps.measures import accuracy_row, intervene
 from cri.training.runs import load_run
 

@@ -26,8 +26,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cri.compression import BROKEN, content_name, open_content, stored
 from cri.errors import CorruptRunError, CriError
+from cri.storage.compression import BROKEN, content_name, open_content, stored
 
 MARKER = "complete.json"
 LOCK = ".lock"
@@ -47,7 +47,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content (see `cri.compression`)."""
+    """SHA-256 of a file's content (see `cri.storage.compression`)."""
     with open_content(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
