@@ -17,7 +17,6 @@ from jaxtyping import Bool, Float
 
 from cri.attribution.methods import METHODS, find, layer, of_kind
 from cri.attribution.questions import Question
-from cri.compression import read_table, stored
 from cri.errors import CriError, unknown_name
 from cri.options import FamilyName
 from cri.retraining.config import NAME
@@ -26,6 +25,7 @@ from cri.retraining.records import Retrainings, load_retrainings
 from cri.statistics.datamodels import query_blocks, resamples, subset_sums
 from cri.statistics.intervals import N_BOOT
 from cri.storage import is_complete, read_json
+from cri.storage.compression import read_table, stored
 
 Grid = Literal["paper", "small"]
 Explained = Literal["true", "predicted"]
