@@ -141,27 +141,42 @@ def class_table(
     cases: Int[np.ndarray, "case 2"],
     fitted: Int[np.ndarray, " fitted"],
     regions: Mapping[str, Int[np.ndarray, " case"]],
+) -> pd.DataFrame:
+    """`class_reads` of the classes of `targets_of`: units and tens of the sum, the carry, the sum modulo 2 and 5."""
+    _, classes = targets_of(cases, ())
+    keys = {name: cases.sum(1) for name in classes}
+    keys["carry"] = cases[:, 0] % 10 * 10 + cases[:, 1] % 10
+    return class_reads(x, classes, keys, cases, fitted, regions)
+
+
+def class_reads(
+    x: Float[np.ndarray, "case d"],
+    classes: Mapping[str, Int[np.ndarray, " case"]],
+    keys: Mapping[str, Int[np.ndarray, " case"]],
+    cases: Int[np.ndarray, "case 2"],
+    fitted: Int[np.ndarray, " fitted"],
+    regions: Mapping[str, Int[np.ndarray, " case"]],
     *,
     seed: int = 0,
     max_fitted: int = 2000,
 ) -> pd.DataFrame:
     """Logistic read-outs of classes from one site: fitted on up to `max_fitted` of the cases `fitted` outside the
-    regions' own patches, asked in each region. One row a class and region: `target, region, accuracy, kappa` (Cohen's:
-    0 is chance), `control, n`."""
+    regions' own patches, asked in each region. Control labels are the classes of other `keys` (what determines a
+    class). One row a class and region: `target, region, accuracy, kappa` (Cohen's: 0 is chance), `control, n`."""
     import pandas as pd
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    _, classes = targets_of(cases, ())
     rng = np.random.default_rng(seed)
     folds = cell_folds(cases, 5, 5, seed)
     kept = fitted[folds[fitted] != 0]
     kept = np.sort(rng.choice(kept, min(max_fitted, len(kept)), replace=False))
     rows = []
     for name, labels in classes.items():
-        key = cases[:, 0] % 10 * 10 + cases[:, 1] % 10 if name == "carry" else cases.sum(1)
-        answers = {"right": labels, "control": shuffled_by(key, labels, seed)}
+        answers = {"right": labels, "control": shuffled_by(keys[name], labels, seed)}
+        if any(len(np.unique(y[kept])) < 2 for y in answers.values()):
+            continue  # one class alone: there is nothing to tell
         models = {
             kind: make_pipeline(StandardScaler(), LogisticRegression(C=0.1, tol=1e-2, max_iter=3000)).fit(
                 x[kept], y[kept]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from cri import statistics
+from cri.attribution.flat import umap_xy
 from cri.attribution.methods import METHODS, NO_MODEL, PARAMETERS, methods_table
-from cri.attribution.neighbors import nearest
 from cri.attribution.questions import Question
 from cri.data.splits import depth
 from cri.errors import CriError
@@ -220,30 +217,9 @@ def embedding(run: Run, name: str, square_test: np.ndarray, seed: int) -> pd.Dat
 
     Marked are the held-out cases of the run that lie in the square.
     """
-    import umap
-
     site = residual_sites(run.bridge)[-1]
     vectors = collect(run.bridge, run.tokens, [site])[site]
-    # exact neighbours, and without the seconds that umap's own search takes to compile
-    ids, scores = nearest(vectors, vectors, min(15, len(vectors)), "euclidean")
-    threads = torch.get_num_threads()
-    xy = np.empty(0)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="precomputed_knn")  # only says that new cases cannot be added
-        warnings.filterwarnings("error", message="Spectral initialisation failed")
-        for init in ("spectral", "pca"):  # the second where the eigenvalues of the first lie too close together
-            reducer = umap.UMAP(
-                n_neighbors=ids.shape[1],
-                n_epochs=200,
-                init=init,
-                random_state=seed,
-                n_jobs=1,
-                precomputed_knn=(ids, -scores),
-            )
-            with contextlib.suppress(UserWarning):
-                xy = np.asarray(reducer.fit_transform(vectors))
-                break
-    torch.set_num_threads(threads)  # numba has set its own number for the whole process: what is trained later differs
+    xy = umap_xy(vectors, seed)
     mark = np.full(len(vectors), "", dtype=object)
     shown = square_test[~run.split.train[square_test]]
     mark[shown] = np.where(run.predictions["correct"].to_numpy(dtype=bool)[shown], "right", "wrong")

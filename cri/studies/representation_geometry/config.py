@@ -8,15 +8,16 @@ from typing import Literal
 
 from cri.config import RunConfig
 from cri.errors import CriError, out_of_range, unknown_name
-from cri.options import RunOptions
+from cri.options import FamilyName, RunOptions
 from cri.training.recipes import recipe
 
 NAME = "representation_geometry"
 SPLITS = ("square", "random")
-ARMS = ("default", "untied", "smooth", "bent")
-Arm = Literal["default", "untied", "smooth", "bent"]
-"""How the operands' embeddings are held while a model is trained again: as they come; apart from the unembedding (the
-control of the next two); on a smooth curve; on a smooth curve with a fixed bend over the square."""
+ARMS = ("default", "start", "untied", "noise", "smooth", "bent")
+Arm = Literal["default", "start", "untied", "noise", "smooth", "bent"]
+"""How the operands' embeddings are held while a model is trained again: as they come; as they come, but started on a
+smooth curve; apart from the unembedding (the control of the next three); with noise in training; on a smooth curve; on
+a smooth curve with a fixed bend over the square."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,14 @@ class Geometry(RunOptions):
     smooth: tuple[int, ...] = (5, 10, 20, 40)
     """Numbers of smooth waves that replace the operands' embeddings."""
     arms: tuple[Arm, ...] = ()
-    """Embeddings to train again with (`default`, `untied`, `smooth`, `bent`); a minute or two a seed each."""
+    """Embeddings to train again with (some of `ARMS`); a minute or two a seed each."""
     arm_waves: int = 20
     """Smooth waves that the arms `smooth` and `bent` may use."""
+    written: tuple[str, ...] = ()
+    """Families of addition that write a token a digit, asked digit by digit (`addition:direct:digit`), or step by step
+    (`addition:scratchpad:number`)."""
+    written_seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of these families."""
     name: str = "cpu"
     """Names the folder of tables and the figures."""
 
@@ -57,13 +63,21 @@ class Geometry(RunOptions):
         for waves in (*self.smooth, self.arm_waves):
             if waves < 1:
                 raise out_of_range("smooth", waves, "at least 1")
+        for name in self.written:
+            family = FamilyName.parse(name, "written")
+            if family.task != "addition" or family.format not in ("direct", "scratchpad"):
+                raise CriError(f"written: {name} is not addition in the direct format or in a scratchpad")
+            if family.format == "direct" and family.tokenizer == "number":
+                raise CriError(f"written: {name} decides all digits at once; use digit tokens")
         for arm in self.arms:
             if arm not in ARMS:
                 raise unknown_name("arms", arm, ARMS)
 
-    def run_config(self, split: str, seed: int) -> RunConfig:
+    def run_config(self, split: str, seed: int, family: str = "addition:direct:number") -> RunConfig:
         """One run's config: its recipe, at the study's sizes."""
-        config = recipe("addition", "direct", tokenizer="number", model=self.model, seed=seed).replace(split=split)
+        name = FamilyName.parse(family)
+        config = recipe(name.task, name.format, tokenizer=name.tokenizer, model=self.model, seed=seed)
+        config = config.replace(split=split)
         if self.size:
             config = config.replace(task_params={"size": self.size})
         if split == "square" and self.half_side != 10:
@@ -72,9 +86,13 @@ class Geometry(RunOptions):
 
 
 PRESETS = {
-    "cpu": Geometry(arms=("untied", "smooth", "bent")),
+    "cpu": Geometry(
+        arms=("start", "untied", "noise", "smooth", "bent"),
+        written=("addition:direct:digit", "addition:scratchpad:number"),
+    ),
     "test": Geometry(
         seeds=(0,), size=24, half_side=2, steps=40, periods=(20, 10), helix_periods=(24,), smooth=(3,),
-        arms=("untied", "smooth", "bent"), arm_waves=3, planted=False, name="test",
+        arms=("start", "untied", "noise", "smooth", "bent"), arm_waves=3, planted=False,
+        written=("addition:direct:digit",), written_seeds=(0,), name="test",
     ),
 }  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 from cri.plots.style import MODEL_COLORS, figure, save_figure, style
 from cri.statistics.seeds import over_seeds
 from cri.storage.compression import read_table, tables_in
-from cri.studies.representation_geometry.config import NAME
+from cri.studies.representation_geometry.config import ARMS, NAME
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,8 @@ def draw(folder: Path, out: Path) -> list[Path]:
     with style():
         for name, make in (
             ("number_line", _number_line), ("readouts", _readouts), ("phase", _phase),
-            ("interventions", _interventions), ("arms", _arms),
+            ("interventions", _interventions), ("arms", _arms), ("shapes", _shapes), ("neurons", _neurons),
+            ("direct", _direct), ("digits", _digits),
         ):  # fmt: skip
             fig = make(tables)
             if fig is not None:
@@ -181,12 +182,121 @@ def _arms(tables: dict[str, pd.DataFrame]) -> Any:
     own = own[(own["split"] == "square") & (own["region"] == "inside")]
     default = own[["accuracy"]].rename(columns={"accuracy": "square_accuracy"}).assign(arm="default")
     table = pd.concat([default, tables["arms"]], ignore_index=True)
-    order = [a for a in ("default", "untied", "smooth", "bent") if a in set(table["arm"])]
-    words = {"default": "as they come", "untied": "untied from\nthe unembedding", "smooth": "held on a\nsmooth curve",
-             "bent": "smooth, with\na fixed bend"}  # fmt: skip
-    fig, axes = figure(1, 1, (3.6, 2.5))
+    order = [a for a in ARMS if a in set(table["arm"])]
+    words = {"default": "as they\ncome", "start": "started on\na curve", "untied": "apart from\nunembedding",
+             "noise": "apart,\nwith noise", "smooth": "apart, on\na curve",
+             "bent": "apart, on\na bent curve"}  # fmt: skip
+    fig, axes = figure(1, 1, (4.6, 2.5))
     _dots(axes[0, 0], table, "square_accuracy", order, "arm", 0.0, color=MODEL_COLORS["square"])
     axes[0, 0].set_xticks(range(len(order)), [words[a] for a in order])
     axes[0, 0].set(ylabel="accuracy in the held-out square", ylim=(0, 1), xlim=(-0.5, len(order) - 0.5))
     axes[0, 0].set_title("operands' embeddings while training")
+    return fig
+
+
+def _shapes(tables: dict[str, pd.DataFrame]) -> Any:
+    """The last layer on a plane, PCA and UMAP side by side, for the first seed of either split."""
+    if "shapes" not in tables:
+        return None
+    from cri.plots.maps import embedding_map
+
+    table = _trained(tables["shapes"])
+    fig, axes = figure(2, 2, (3.1, 2.9))
+    for row, split in enumerate(SPLITS):
+        part = table[table["split"] == split]
+        shown = part["square"] & ~part["train"]
+        mark = np.where(shown, np.where(part["right"], "right", "wrong"), "")
+        for column, kind in enumerate(("pca", "umap")):
+            flat = part.assign(x=part[f"{kind}_x"], y=part[f"{kind}_y"], value=part["sum"], mark=mark)
+            embedding_map(flat, axes[row, column], label="a + b", colorbar=column == 1)
+            share = f", {part['pca_share'].iloc[0]:.0%} of the variance" if kind == "pca" and len(part) else ""
+            axes[row, column].set_title(f"{split} split: {kind.upper()}{share}")
+    return fig
+
+
+def _neurons(tables: dict[str, pd.DataFrame]) -> Any:
+    """Single neurons over the grid: of either split, the most clearly tuned one a variable and layer."""
+    if "neuron_maps" not in tables or not len(tables["neuron_maps"]):
+        return None
+    table = _trained(tables["neuron_maps"])
+    table = table[table["tuned"].isin(["a", "b", "a+b"])]
+    keys = sorted({(layer, tuned) for layer, tuned in zip(table["layer"], table["tuned"], strict=True)})
+    if not keys:
+        return None
+    fig, axes = figure(2, len(keys), (1.55, 1.75))
+    for row, split in enumerate(SPLITS):
+        for ax, (layer, tuned) in zip(axes[row], keys, strict=True):
+            part = table[(table["split"] == split) & (table["layer"] == layer) & (table["tuned"] == tuned)]
+            ax.set_xticks([])
+            ax.set_yticks([])
+            if not len(part):
+                ax.set_axis_off()
+                continue
+            size = int(np.sqrt(len(part)))
+            grid = part.sort_values("id")["activation"].to_numpy().reshape(size, size)
+            ax.imshow(grid, cmap="viridis", vmin=0, interpolation="nearest")
+            ax.set_title(f"{split}, layer {layer}\nneuron {part['neuron'].iloc[0]} ({tuned})", fontsize=6.5)
+    axes[0, 0].set_ylabel("a")
+    axes[-1, 0].set_ylabel("a")
+    for ax in axes[-1]:
+        ax.set_xlabel("b")
+    return fig
+
+
+def _direct(tables: dict[str, pd.DataFrame]) -> Any:
+    """What each layer's attention and MLP write towards the right answer and towards the given one."""
+    table = _trained(tables["direct"])
+    heads = table["component"].str.match(r"L\d+H\d+$")
+    name = table["component"].where(~heads, table["component"].str.replace(r"H\d+$", " attention", regex=True))
+    table = table.assign(part=name.str.replace(r"^L(\d+)mlp$", r"L\1 MLP", regex=True))
+    keys = [k for k in dict.fromkeys(table["part"]) if "attention" in k or "MLP" in k]
+    group = ["run", "split", "region", "correct", "part"]
+    table = table.groupby(group, sort=False)[["true", "given"]].sum().reset_index()
+    fig, axes = figure(1, 3, (2.6, 2.6), sharey=True)
+    panels = (("outside", True, "right, outside the square"), ("inside", True, "right, inside"),
+              ("inside", False, "wrong, inside"))  # fmt: skip
+    for ax, (region, correct, title) in zip(axes[0], panels, strict=True):
+        part = table[(table["region"] == region) & (table["correct"] == correct)]
+        for i, split in enumerate(SPLITS):
+            for j, (value, fill) in enumerate((("true", True), ("given", False))):
+                if correct and value == "given":
+                    continue  # the same answer
+                color = MODEL_COLORS[split]
+                shift = (i - 0.5) * 0.3 + (j - 0.5) * 0.12
+                label = f"{split} split: {'right' if value == 'true' else 'given'} answer"
+                _dots(ax, part[part["split"] == split], value, keys, "part", shift, color=color,
+                      mfc=color if fill else "white", label=label)  # fmt: skip
+        ax.set_xticks(range(len(keys)), [k.replace("L", "").replace("0 ", "layer 0\n").replace("1 ", "layer 1\n")
+                                         for k in keys])  # fmt: skip
+        ax.axhline(0, color="#999999", lw=0.7)
+        ax.set_title(title)
+    axes[0, 0].set_ylabel("direct contribution to\nthe answer's logit (centred)")
+    axes[0, 2].legend(fontsize=6)
+    return fig
+
+
+def _digits(tables: dict[str, pd.DataFrame]) -> Any:
+    """Digit by digit: accuracy, read-outs of the carry, and what the activation of a case of equal sum fills."""
+    if "digits" not in tables:
+        return None
+    formats = list(dict.fromkeys(tables["digits"]["format"]))
+    fig, axes = figure(len(formats), 3, (2.5, 2.3))
+    for row, fmt in zip(axes, formats, strict=True):
+        digits, reads, patches = (
+            _trained(tables[name][tables[name]["format"] == fmt]) for name in ("digits", "digit_reads", "digit_patches")
+        )
+        columns = list(dict.fromkeys(digits["column"]))
+        _by_model(row[0], digits, "accuracy", columns, "column")
+        row[0].set_xticks(range(len(columns)), columns)
+        row[0].set(ylim=(-0.03, 1.03), ylabel=f"{fmt}\ndigit right")
+        row[0].legend(fontsize=5.5, loc="lower left")
+        tens = reads[(reads["column"] == "tens") & (reads["target"] == "carry in")]
+        sites = list(dict.fromkeys(tens["site"]))
+        _by_model(row[1], tens, "kappa", sites, "site")
+        row[1].set(ylim=(-0.2, 1.03), ylabel="carry into the tens, read off\n(Cohen's kappa)")
+        same = patches[(patches["column"] == "tens") & (patches["source"] == "same sum")]
+        _by_model(row[2], same, "accuracy", sites, "site")
+        row[2].set(ylim=(-0.03, 1.03), ylabel="tens right, activation of the\nnearest case of equal sum")
+        for ax in row[1:]:
+            ax.set_xticks(range(len(sites)), [_site(s) for s in sites], rotation=25, ha="right")
     return fig

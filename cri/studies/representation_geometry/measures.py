@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cri.attribution.flat import pca_xy, umap_xy
 from cri.errors import CriError
 from cri.geometry.bends import bends
 from cri.geometry.lens import lens_ranks, logit_lens
@@ -26,6 +27,8 @@ from cri.geometry.steering import (
 from cri.geometry.subject import Edit, Subject, residual_hooks
 from cri.geometry.units import head_coordinates, head_hook, neuron_hook, set_units, tuning
 from cri.studies.representation_geometry.config import Geometry
+from cri.training.runs import Run
+from cri.training.setup import Materials
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +38,8 @@ CODE_THERE = 0.5
 elsewhere there is no such code to move."""
 MOVES = (-10, -5, -2, -1, 1, 2, 5, 10)
 LONGEST_PHASE = 40
+N_OTHERS = 2500
+"""Cases beside the square's that are drawn in the flat pictures."""
 
 
 def measure(subject: Subject, config: Geometry) -> dict[str, pd.DataFrame]:
@@ -59,6 +64,68 @@ def measure(subject: Subject, config: Geometry) -> dict[str, pd.DataFrame]:
         "units": _units(subject),
         "lens": _lens(subject, acts),
     }
+
+
+def from_run(source: Run | Materials, subject: Subject, pictures: bool) -> dict[str, pd.DataFrame]:
+    """Tables that need the run itself: what each component writes towards the answer (`direct`), and, where `pictures`
+    are wanted, the last layer's activations on a plane (`shapes`) and single neurons over the grid (`neuron_maps`)."""
+    tables = {"direct": _direct(source, subject)}
+    return tables | {"shapes": _shapes(subject), "neuron_maps": _neuron_maps(subject)} if pictures else tables
+
+
+def _direct(source: Run | Materials, subject: Subject) -> pd.DataFrame:
+    """Direct contributions to the right answer's logit and to the given one's, by region and correctness."""
+    import pandas as pd
+
+    from cri.interventions import logit_attribution
+
+    parts = []
+    for region, ids in subject.regions().items():
+        table = logit_attribution(source, ids)[0]
+        means = table.groupby(["component", "correct"], sort=False)[["logit", "predicted"]].agg(["mean", "size"])
+        parts.append(pd.DataFrame({
+            "region": region, "true": means["logit", "mean"], "given": means["predicted", "mean"],
+            "n": means["logit", "size"],
+        }).reset_index())  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
+def _shapes(subject: Subject) -> pd.DataFrame:
+    """PCA and UMAP of the square's held-out cases and of others drawn at random, after the last layer."""
+    import pandas as pd
+
+    hook = f"blocks.{subject.n_layers - 1}.hook_resid_post"
+    others = np.setdiff1d(np.arange(len(subject.cases)), subject.inside)
+    drawn = np.random.default_rng(0).choice(others, min(N_OTHERS, len(others)), replace=False)
+    ids = np.sort(np.concatenate([subject.inside, drawn]))
+    x = subject.collect([hook], ids)[hook]
+    flat, share = pca_xy(x)
+    near = umap_xy(x, 0)
+    return pd.DataFrame({
+        "site": hook, "id": ids, "sum": subject.sums[ids], "square": subject.square[ids], "train": subject.train[ids],
+        "right": subject.right(ids), "pca_x": flat[:, 0].round(3), "pca_y": flat[:, 1].round(3),
+        "pca_share": round(share, 4), "umap_x": near[:, 0].round(3), "umap_y": near[:, 1].round(3),
+    })  # fmt: skip
+
+
+def _neuron_maps(subject: Subject) -> pd.DataFrame:
+    """Activations over the grid of the neuron that is most clearly tuned to each variable, layer by layer."""
+    import pandas as pd
+
+    tables = []
+    for layer in range(subject.n_layers):
+        acts = subject.collect([neuron_hook(layer)])[neuron_hook(layer)]
+        table = tuning(acts, subject.cases)
+        for variable in ("a", "b", "a+b", "a-b", "mod 10"):
+            best = table[table["tuned"] == variable].nlargest(1, variable)
+            for neuron in best["neuron"]:
+                values = acts[:, neuron].round(3)
+                tables.append(pd.DataFrame({
+                    "layer": layer, "neuron": neuron, "tuned": variable, "id": np.arange(len(values)),
+                    "activation": values,
+                }))  # fmt: skip
+    columns = ["layer", "neuron", "tuned", "id", "activation"]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
 def _accuracy(subject: Subject) -> pd.DataFrame:

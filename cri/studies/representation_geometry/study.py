@@ -51,14 +51,15 @@ def _measure_run(path: Path, role: str, config: Geometry) -> dict[str, pd.DataFr
     import torch
 
     from cri.geometry.subject import open_subject
-    from cri.studies.representation_geometry.measures import measure
+    from cri.studies.representation_geometry.measures import from_run, measure
     from cri.training.runs import load_run
     from cri.training.setup import prepare
 
     torch.set_num_threads(1)
     run = load_run(path)
     made = prepare(run.config) if role == "untrained" else run
-    tables = measure(open_subject(made, half_side=config.half_side), config)
+    subject = open_subject(made, half_side=config.half_side)
+    tables = measure(subject, config) | from_run(made, subject, run.config.seed == config.seeds[0])
     named = {"run": run.path.name, "role": role, "split": run.config.split, "seed": run.config.seed}
     return {name: table.assign(**named) for name, table in tables.items()}
 
@@ -88,7 +89,43 @@ def _measure_all(paths: list[Path], config: Geometry) -> dict[str, pd.DataFrame]
             }
             tables = measure(planted_subject(gap), small)
             found.append({name: table.assign(**named) for name, table in tables.items()})
-    return {name: pd.concat([tables[name] for tables in found], ignore_index=True) for name in found[0]}
+    names = dict.fromkeys(name for tables in found for name in tables)
+    return {name: pd.concat([t[name] for t in found if name in t], ignore_index=True) for name in names}
+
+
+def _measure_written(path: Path, role: str, config: Geometry) -> dict[str, pd.DataFrame]:
+    """Tables of one run that writes a token a digit, or of the model it started from."""
+    import torch
+
+    from cri.geometry.written import written_tables
+    from cri.models.loading import to_bridge
+    from cri.training.runs import load_run
+    from cri.training.setup import prepare
+
+    torch.set_num_threads(1)
+    run = load_run(path)
+    made = prepare(run.config) if role == "untrained" else run
+    tables = written_tables(made, to_bridge(made.model, made.tokenizer), ("units", "tens"), config.half_side)
+    named = {"run": run.path.name, "role": role, "split": run.config.split, "seed": run.config.seed,
+             "format": run.config.format, "tokenizer": run.config.tokenizer}  # fmt: skip
+    return {name: table.assign(**named) for name, table in tables.items()}
+
+
+def _written(config: Geometry) -> tuple[list[Path], dict[str, pd.DataFrame]]:
+    """Trains (or opens) the models that write a token a digit, and asks them."""
+    import pandas as pd
+
+    from cri.training.runs import train_runs
+
+    wanted = [config.run_config(split, seed, family)
+              for family in config.written for split in SPLITS for seed in config.written_seeds]  # fmt: skip
+    if not wanted:
+        return [], {}
+    paths = train_runs(wanted, config.runs, jobs=config.jobs, device=config.device)
+    found = [_measure_written(path, "trained", config) for path in paths]
+    first = {run_config.format: path for run_config, path in reversed(list(zip(wanted, paths, strict=True)))}
+    found += [_measure_written(path, "untrained", config) for path in first.values()]
+    return paths, {name: pd.concat([t[name] for t in found], ignore_index=True) for name in found[0]}
 
 
 def run(config: Geometry) -> list[Path]:
@@ -112,7 +149,7 @@ def run(config: Geometry) -> list[Path]:
         if record.reusable(identity):
             figures = record.redraw(draw)
         else:
-            tables = _measure_all(paths, config)
+            tables = _measure_all(paths, config) | _written(config)[1]
             if config.arms:
                 tables["arms"] = retrain(config, config.runs / NAME)
             tables["summary"] = summarise(tables)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MODEL = ("role", "split")
+CONTROLS = {"start": "default", "untied": "default", "noise": "untied", "smooth": "untied", "bent": "smooth"}
+"""What each arm is compared with, seed by seed."""
 _KEYS = {
     "accuracy": (("region",), ("accuracy", "within_3")),
     "bends": (("site",), ("bend",)),
@@ -24,6 +26,11 @@ _KEYS = {
     "patches": (("site", "region"), ("accuracy", "next_followed")),
     "units": (("unit", "layer", "which", "region"), ("accuracy",)),
     "lens": (("site", "region"), ("right", "given", "median_rank")),
+    "moves": (("site", "region", "direction", "amount"), ("median_change", "as_told")),
+    "direct": (("component", "region", "correct"), ("true", "given")),
+    "digits": (("format", "column", "region"), ("accuracy",)),
+    "digit_reads": (("format", "column", "site", "target", "region"), ("kappa", "control")),
+    "digit_patches": (("format", "column", "site", "source", "region"), ("accuracy",)),
 }
 
 
@@ -34,6 +41,8 @@ def summarise(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
     parts = []
     for name, (keys, values) in _KEYS.items():
+        if name not in tables:
+            continue  # only where the study was asked for it
         table = tables[name]
         table = table[table["role"] != "planted"]
         for value in values:
@@ -58,7 +67,7 @@ def _arms(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     wide = every.pivot(index="seed", columns="arm", values="square_accuracy")
     rows = [{"what": arm, "value": "square_accuracy", **seed_interval(wide[arm].to_numpy())._asdict(),
              "n_runs": int(wide[arm].notna().sum())} for arm in wide.columns]  # fmt: skip
-    for arm, control in (("untied", "default"), ("smooth", "untied"), ("bent", "smooth")):
+    for arm, control in CONTROLS.items():
         if arm in wide and control in wide:
             gain = (wide[arm] - wide[control]).to_numpy()
             rows.append({"what": f"{arm} minus {control}", "value": "square_accuracy",
