@@ -35,11 +35,24 @@ def means_by_value(
 
 def variance_explained(acts: Float[np.ndarray, "case d"], values: Int[np.ndarray, " case"]) -> float:
     """Share of the variance of activations that lies between the means of the values' cases (0 to 1)."""
+    between, total = _variances(acts, values)
+    return float(between.sum() / total.sum()) if total.sum() > 0 else 0.0
+
+
+def variances_explained(acts: Float[np.ndarray, "case d"], values: Int[np.ndarray, " case"]) -> Float[np.ndarray, " d"]:
+    """`variance_explained` of every coordinate alone; 0 where it does not vary."""
+    between, total = _variances(acts, values)
+    return np.divide(between, total, out=np.zeros(len(total)), where=total > 0)
+
+
+def _variances(
+    acts: Float[np.ndarray, "case d"], values: Int[np.ndarray, " case"]
+) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
+    """Sums of squares between the means of the values' cases, and of all, by coordinate."""
     _, means = means_by_value(acts, values)
-    index = np.unique(values, return_inverse=True)[1]
-    centred = acts - acts.mean(0)
-    total = float((centred**2).sum())
-    return float(((means[index] - acts.mean(0)) ** 2).sum() / total) if total > 0 else 0.0
+    counts = np.unique(values, return_counts=True)[1]
+    mean = acts.mean(0)
+    return counts @ (means - mean) ** 2, ((acts - mean) ** 2).sum(0)
 
 
 def modular_spectrum(logits: Float[np.ndarray, "a b answer"]) -> Float[np.ndarray, " frequency"]:

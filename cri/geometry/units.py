@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cri.geometry.spectra import variance_explained
+from cri.geometry.spectra import variances_explained
 from cri.geometry.subject import Edit, Subject
 
 if TYPE_CHECKING:
@@ -42,18 +42,15 @@ def tuning(acts: Float[np.ndarray, "case neuron"], cases: Int[np.ndarray, "case 
     total = a + b
     variables = {"a": a, "b": b, "a+b": total, "a-b": a - b}
     variables |= {f"mod {t}": total % t for t in (2, 5, 10)}
-    rows = []
-    for neuron in range(acts.shape[1]):
-        x = acts[:, neuron : neuron + 1].astype(np.float64)
-        row: dict[str, object] = {"neuron": neuron}
-        shares = {name: variance_explained(x, values) for name, values in variables.items()}
-        positive = np.clip(x[:, 0], 0, None)
-        row |= {name: round(share, 4) for name, share in shares.items()}
-        row["active"] = float((x[:, 0] > 0).mean())
-        row["centre"] = float((positive * total).sum() / positive.sum()) if positive.sum() > 0 else float("nan")
-        row["tuned"] = _label(shares, float(x.std()))
-        rows.append(row)
-    return pd.DataFrame(rows)
+    x = acts.astype(np.float64)
+    table = pd.DataFrame({name: variances_explained(x, values) for name, values in variables.items()})
+    positive = np.clip(x, 0, None)
+    fired = positive.sum(0)
+    centre = np.divide(total @ positive, fired, out=np.full(len(fired), np.nan), where=fired > 0)
+    labels = [_label(shares, spread) for shares, spread in zip(table.to_dict("records"), x.std(0), strict=True)]
+    table = table.round(4).assign(active=(x > 0).mean(0), centre=centre, tuned=labels)
+    table.insert(0, "neuron", np.arange(x.shape[1]))
+    return table
 
 
 def _label(shares: dict[str, float], spread: float) -> str:

@@ -234,7 +234,7 @@ def _neurons(tables: dict[str, pd.DataFrame]) -> Any:
                 continue
             size = int(np.sqrt(len(part)))
             grid = part.sort_values("id")["activation"].to_numpy().reshape(size, size)
-            ax.imshow(grid, cmap="viridis", vmin=0, interpolation="nearest")
+            ax.imshow(grid, cmap="viridis", vmin=0, vmax=max(grid.max(), 1e-6), interpolation="nearest")
             ax.set_title(f"{split}, layer {layer}\nneuron {part['neuron'].iloc[0]} ({tuned})", fontsize=6.5)
     axes[0, 0].set_ylabel("a")
     axes[-1, 0].set_ylabel("a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -114,8 +115,7 @@ def _neuron_maps(subject: Subject) -> pd.DataFrame:
 
     tables = []
     for layer in range(subject.n_layers):
-        acts = subject.collect([neuron_hook(layer)])[neuron_hook(layer)]
-        table = tuning(acts, subject.cases)
+        acts, table = _tuned(subject, layer)
         for variable in ("a", "b", "a+b", "a-b", "mod 10"):
             best = table[table["tuned"] == variable].nlargest(1, variable)
             for neuron in best["neuron"]:
@@ -305,13 +305,20 @@ def _moves(subject: Subject, acts: dict[str, np.ndarray]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+@functools.lru_cache(maxsize=4)  # a subject is hashed by identity; three tables ask for each layer of the same one
+def _tuned(subject: Subject, layer: int) -> tuple[np.ndarray, pd.DataFrame]:
+    """A layer's neurons over the grid, and what each is tuned to."""
+    acts = subject.collect([neuron_hook(layer)])[neuron_hook(layer)]
+    return acts, tuning(acts, subject.cases)
+
+
 def _neurons(subject: Subject) -> pd.DataFrame:
     import pandas as pd
 
     tables = []
     for layer in range(subject.n_layers):
-        acts = subject.collect([neuron_hook(layer)])[neuron_hook(layer)]
-        tables.append(tuning(acts, subject.cases).assign(layer=layer, gap=_gaps(subject, acts)))
+        acts, table = _tuned(subject, layer)
+        tables.append(table.assign(layer=layer, gap=_gaps(subject, acts)))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -343,8 +350,7 @@ def _units(subject: Subject) -> pd.DataFrame:
             units = head_coordinates(subject, head)
             edit = set_units(head_hook(layer), units, z[known][:, units].mean(0))
             rows += _effects(subject, [edit], unit="head", layer=layer, which=str(head), n_units=1)
-        acts = subject.collect([neuron_hook(layer)])[neuron_hook(layer)]
-        table = tuning(acts, subject.cases)
+        acts, table = _tuned(subject, layer)
         alive = np.flatnonzero((table["tuned"] != "silent").to_numpy())
         matching = np.flatnonzero(((table["tuned"] == "a+b") & table["centre"].between(low, high)).to_numpy())
         others = np.setdiff1d(alive, matching)
