@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +24,10 @@ COMMANDS = {
     "score": ("cri.score", "score answers that were produced elsewhere"),
 }
 """Word -> module with a `main`, and what it does."""
+WITHOUT_DRY_RUN = {"performance": "it measures trainings and keeps none", "zero_shot": "it trains nothing"}
+"""Studies that `--dry-run` has nothing to say about, and why."""
+TRAINING = ("train", "sweep", "map", "neighbors", "attribute", "edit", "study")
+"""Commands that train what is missing."""
 RUNS_HELP = "list (ls), show, compare or remove (rm) runs"
 
 RUNS_USAGE = """usage: cri runs [ls | show RUN | compare RUN RUN ... | rm RUN ...] [--runs FOLDER]
@@ -35,8 +41,12 @@ examples:
   cri train --task mod_addition --split random --seed 1
   cri map tasks
   cri neighbors --seeds 0 1 2
-  cri study counterfactual_removal cpu
+  cri study counterfactual_removal cpu --dry-run
+  cri bench --scores mine.npy
   cri runs ls
+
+--dry-run after a command that trains ({training}) says what it would train, for how
+long and how large, and ends. Runs go to runs/, tables and figures to build/; git ignores both.
 """
 
 
@@ -44,9 +54,10 @@ def usage() -> str:
     """The help text."""
     lines = ["usage: cri COMMAND [options]    (cri COMMAND --help explains each)", ""]
     rows = {name: text for name, (_, text) in COMMANDS.items()}
-    rows |= {"study NAME": "any study by name: " + ", ".join(studies()), "runs": RUNS_HELP}
+    rows |= {"study NAME": "any study by name: " + ", ".join(studies()), "runs": RUNS_HELP,
+             "completion": "print what completes these words in bash, zsh or fish"}  # fmt: skip
     lines += [f"  {name:<12} {text}" for name, text in rows.items()]
-    return "\n".join(lines) + "\n" + EXAMPLES
+    return "\n".join(lines) + "\n" + EXAMPLES.format(training=", ".join(TRAINING))
 
 
 def studies() -> list[str]:
@@ -59,7 +70,16 @@ def _call(module: str, name: str, arguments: Sequence[str]) -> None:
     """A module's own command, as if it had been called with these arguments."""
     if module.startswith("cri.studies."):
         module += ".study" if (Path(__file__).parent / "studies" / module[12:] / "study.py").exists() else ".__main__"
-    sys.argv = [f"cri {name}", *arguments]
+    words = list(arguments)
+    if "--dry-run" in words:
+        study = name.removeprefix("study ")
+        if name.split()[0] not in TRAINING or study in WITHOUT_DRY_RUN:
+            raise CriError(f"dry-run: {name}: {WITHOUT_DRY_RUN.get(study, 'it trains nothing')}")
+        from cri.training.forecast import DRY_RUN
+
+        words.remove("--dry-run")
+        DRY_RUN.set(True)
+    sys.argv = [f"cri {name}", *words]
     importlib.import_module(module).main()
 
 
@@ -93,6 +113,26 @@ def _runs(arguments: Sequence[str]) -> None:
     print(actions[action]())
 
 
+def _help(words: Sequence[str]) -> str:
+    """The help text of a command."""
+    out = io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(out):
+        main([*words, "--help"])
+    return out.getvalue()
+
+
+def _completion(name: str, rest: Sequence[str]) -> None:
+    from cri import completion
+
+    if name == "complete":
+        words = [*COMMANDS, "study", "runs", "completion"]
+        print("\n".join(completion.suggestions(rest, words, studies(), _help)))
+    elif not rest or rest[0] in ("--help", "-h"):
+        print(completion.USAGE)
+    else:
+        print(completion.script(rest[0]))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The `cri` command."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -107,6 +147,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             if not rest or rest[0] not in studies():
                 raise CriError(f"study: {rest[0] if rest else 'no name'!r}; choose from {', '.join(studies())}")
             _call(f"cri.studies.{rest[0]}", f"study {rest[0]}", rest[1:])
+        elif name in ("complete", "completion"):
+            _completion(name, rest)
         elif name in COMMANDS:
             _call(COMMANDS[name][0], name, rest)
         else:

@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -48,6 +49,8 @@ def parse(
             fail(f"preset: unknown {name!r}; choose from {', '.join(presets)}")
         default = presets[name]
         description += f"\n\nPresets (first argument): {', '.join(presets)}; default {next(iter(presets))}."
+        lines = [prog or "", *(f"{prog} {preset}" for preset in [*presets][1:2]), f"{prog} --out ."]
+        description += "\n\nExamples:\n  " + "\n  ".join(lines)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -97,10 +100,11 @@ def run_command(
     what is being written is dropped, workers are ended, one line on stderr, exit code 128 plus the signal's number (130
     for Ctrl-C).
     """
-    config = parse(config_type, description or "", sys.argv[1:] if argv is None else argv, presets, default, prog)
+    called = sys.argv[0] if sys.argv[0].startswith("cri ") else prog  # help says what was typed
+    config = parse(config_type, description or "", sys.argv[1:] if argv is None else argv, presets, default, called)
     try:
         check_command(config)
-        with _signals_raised():
+        with _signals_raised(), _warnings_above_bars():
             function(config)
     except CriError as error:
         _end_bars()
@@ -143,6 +147,27 @@ def _signals_raised() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+@contextlib.contextmanager
+def _warnings_above_bars() -> Iterator[None]:
+    """Warnings of the block are written above the progress bars, not through them."""
+    former = warnings.showwarning
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+    ) -> None:
+        tqdm = sys.modules.get("tqdm")
+        if file is not None or tqdm is None:
+            former(message, category, filename, lineno, file, line)
+        else:
+            tqdm.tqdm.write(f"warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = former
 
 
 def leave_at_once(number: int, frame: object = None) -> NoReturn:

@@ -3,6 +3,10 @@
 One case a line: `task, format, part` (train, test), `id, a, b, question` (the prompt), `answer` (the whole
 completion). With `--chat`, one `{"messages": [...]}` a line and nothing else, as hosted fine-tuning
 services take it; the ids and parts of the lines are then in `FILE.ids.csv`.
+
+Examples:
+  cri export addition --out addition.jsonl
+  cri export mod_addition --format rfft --part test --out test.jsonl
 """
 
 from __future__ import annotations
@@ -108,5 +112,10 @@ def export(config: ExportConfig) -> Path:
     return config.out
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """`python -m cri.export`."""
     run_command(ExportConfig, export, description=__doc__, prog="python -m cri.export")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,10 @@ off; true if absent), and `task` and `format` unless given as options; other key
 Beside FILE it writes `NAME.cases.csv` (one row a case; `cri.evaluation.scoring.reading_table` names the columns, and
 the maps of `cri.plots` draw from them), `NAME.accuracy.csv` (by part and status) and `NAME.errors.csv`
 (where and how completions first deviate from the reference).
+
+Examples:
+  cri score answers.jsonl
+  cri score answers.jsonl --task addition --format scratchpad --part test
 """
 
 from __future__ import annotations
@@ -134,5 +138,10 @@ def score(config: ScoreConfig) -> pd.DataFrame:
     return cases
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """`python -m cri.score`."""
     run_command(ScoreConfig, score, description=__doc__, prog="python -m cri.score")
+
+
+if __name__ == "__main__":
+    main()

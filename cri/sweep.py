@@ -2,6 +2,10 @@
 
 Finished runs are skipped, interrupted ones resumed; failed ones are listed with their error, and tried
 again when the command is run again. Jobs are processes of this machine, or tasks of a Ray cluster.
+
+Examples:
+  cri sweep --tasks addition mod_addition --seeds 0 1 2
+  cri sweep --task-params size=30 --half-side 3 --dry-run
 """
 
 from __future__ import annotations

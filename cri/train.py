@@ -87,7 +87,9 @@ def main() -> None:
         flat,  # pyright: ignore[reportArgumentType]
         train,
         "Trains one run and prints its folder. Settings that are not given are those of the recipe for the task, the "
-        "format and the model (cri/training/recipes.py).",
+        "format and the model (cri/training/recipes.py).\n\nExamples:\n"
+        "  cri train --task mod_addition --split random --seed 1\n"
+        "  cri train --task-params size=30 --split-params half_side=3 --dry-run",
         default=with_recipe(sys.argv[1:]),
         prog="python -m cri.train",
     )

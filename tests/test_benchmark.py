@@ -87,6 +87,7 @@ def test_regions_are_those_of_the_square_split() -> None:
         (lambda t: cri.benchmark(np.full(t.shape, np.nan), t), "scores: .*finite"),
         (lambda t: cri.benchmark([["a"]], t), "scores: .*numbers"),
         (lambda t: cri.benchmark("same_answer", t, region="square"), "region: .*all"),
+        (lambda t: cri.benchmark(np.zeros(t.shape), t, name="bm25"), "name: .*bm25"),
     ],
 )
 def test_what_is_refused_is_named(truth: Any, call: Any, message: str) -> None:

@@ -187,6 +187,14 @@ def test_every_word_of_the_command_has_help(capsys: pytest.CaptureFixture[str]) 
         assert "usage:" in out
 
 
+@pytest.mark.parametrize("words", [*([name] for name in COMMANDS), *(["study", name] for name in studies()), ["runs"]])
+def test_every_help_has_an_example(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = _command([*words, "--help"], capsys)
+    assert code == 0, err
+    assert "xample" in out
+    assert f"cri {words[0]}" in out
+
+
 def test_runs_are_listed_shown_compared_and_removed(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,6 +229,92 @@ def test_bad_words_are_one_line(argv: list[str], field: str, capsys: pytest.Capt
     assert code == 2
     assert err.startswith(f"error: {field}: ")
     assert err.count("\n") == 1
+
+
+def test_a_dry_run_says_what_would_be_trained_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cri.training.forecast import DRY_RUN, forecast
+
+    monkeypatch.chdir(tmp_path)
+    small = ["--task-params", "size=12", "--steps", "40"]
+    for words in (
+        ["train", *small, "--split-params", "half_side=2"],
+        ["sweep", *small, "--half-side", "2"],
+        ["map", "--size", "12", "--half-side", "2", "--steps", "40"],
+        ["study", "recipe_search", "test"],
+    ):
+        code, out, err = _command([*words, "--dry-run"], capsys)
+        assert code == 0, err
+        assert " to train: about " in out
+        assert "new" in out
+        assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert not DRY_RUN.get()
+    records = str(Path(__file__).parents[1] / "studies" / "retraining_bank")
+    code, out, err = _command(["study", "leave_x_out", "--records", records, "--dry-run"], capsys)
+    assert code == 0, err
+    assert "nothing to train" in out
+    DRY_RUN.set(False)
+    for words in (["export", "--dry-run"], ["study", "performance", "--dry-run"]):
+        code, _, err = _command(words, capsys)
+        assert code == 2
+        assert err.startswith("error: dry-run: ")
+    (row,) = forecast([cri.recipe("addition", task_params={"size": 12}, split_params={"half_side": 2})], tmp_path)
+    assert row.cases == 144 - 25
+    assert row.minutes > 0
+    assert row.megabytes == pytest.approx(4e-6 * row.parameters)
+
+
+def test_words_are_completed(capsys: pytest.CaptureFixture[str]) -> None:
+    offered = {}
+    for words in ([], ["study"], ["runs"], ["completion"], ["map"], ["study", "matrix"], ["nothing"]):
+        offered[" ".join(words)] = _command(["complete", *words], capsys)[1].split()
+    assert set(COMMANDS) <= set(offered[""])
+    assert offered["study"] == studies()
+    assert "compare" in offered["runs"]
+    assert {"tasks", "--seeds", "--half-side"} <= set(offered["map"])
+    assert {"cpu", "--out"} <= set(offered["study matrix"])
+    assert offered["nothing"] == []
+    for shell in offered["completion"]:
+        assert "cri complete" in _command(["completion", shell], capsys)[1]
+    assert _command(["completion", "tcsh"], capsys)[0] == 2
+
+
+def test_bash_completes(tmp_path: Path) -> None:
+    import shutil
+
+    if shutil.which("bash") is None:
+        pytest.skip("no bash here")
+    program = tmp_path / "cri"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m cri "$@"\n')
+    program.chmod(0o755)
+    script = 'eval "$(cri completion bash)"; COMP_WORDS=(cri study ma); COMP_CWORD=2; _cri; echo "${COMPREPLY[@]}"'
+    done = subprocess.run(
+        ["bash", "-c", f"PATH={tmp_path}:$PATH; {script}"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["matrix"]
+
+
+def test_warnings_stand_above_bars(capsys: pytest.CaptureFixture[str]) -> None:
+    import warnings
+    from dataclasses import dataclass
+
+    from cri.cli import run_command
+    from cri.training.jobs import progress_bar
+
+    @dataclass(frozen=True)
+    class Nothing:
+        pass
+
+    def work(config: Nothing) -> None:
+        with progress_bar(3, "work", "step"), warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning("look out", UserWarning, "here.py", 1)
+
+    before = warnings.showwarning
+    run_command(Nothing, work, argv=[])
+    assert "warning: look out\n" in capsys.readouterr().err
+    assert warnings.showwarning is before
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["runs", "ls"]])

@@ -50,6 +50,7 @@ from cri.storage import (
     writing_to,
 )
 from cri.training.checkpoints import read_checkpoint, require_identity, write_checkpoint
+from cri.training.forecast import stop_if_asked
 from cri.training.jobs import Backend, Workers, progress_bar
 from cri.training.runs import require_same
 from cri.training.setup import Materials, prepare
@@ -141,6 +142,7 @@ def train_replicas(
         raise CriError("replicas: none given")
     if chunk is not None and chunk < 1:
         raise out_of_range("chunk", chunk, "at least 1")
+    stop_if_asked([config], out, device, len(replicas))
     materials = prepare(config)
     _check_masks(replicas, materials.task.n_cases)
     workers = Workers(backend, jobs, gpus_per_job, device)

@@ -1,6 +1,9 @@
 """`python -m cri.explore RUN [RUN ...]`: one page of one or several runs of a grid, to open from disk.
 
 The first run is what the page opens with; the others stand beside it: the random split, another seed, another format.
+
+Example:
+  cri explore addition-direct-square addition-direct-random --out build/explorer.html
 """
 
 from __future__ import annotations

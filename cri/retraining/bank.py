@@ -58,11 +58,13 @@ def find_or_make(study: Study, plan: str, family: str = "*") -> Path:
     holds a finished record of a plan of the family (of any by default) that begins with `plan`, the bank is made there,
     for designed removals also its planted models. Raises `CriError` for a family that the preset has not."""
     from cri.storage import is_complete
+    from cri.training.forecast import end_if_asked
 
     preset = PRESETS[study.bank]
     recorded, made = study.records / preset.name, study.tables(NAME, preset.name)
     for folder in (recorded, made):
         if any(is_complete(path) for path in folder.glob(f"{family}/{plan}*")):
+            end_if_asked(f"the retrainings are recorded in {folder}")
             return folder
     planned = {FamilyName.parse(p.partition("/")[0]).folder for p in preset.plans}
     if family not in {"*", *planned}:

@@ -26,6 +26,7 @@ from cri.statistics.datamodels import query_blocks, resamples, subset_sums
 from cri.statistics.intervals import N_BOOT
 from cri.storage import is_complete, read_json
 from cri.storage.compression import read_table, stored
+from cri.training.jobs import progress_bar
 
 Grid = Literal["paper", "small"]
 Explained = Literal["true", "predicted"]
@@ -177,6 +178,8 @@ def _scores(method: Any, truth: GroundTruth, name: str | None) -> dict[str, np.n
         found = {name or getattr(method, "__name__", "yours"): method(truth.question)}
     else:
         found = {name or "yours": method}
+    if not isinstance(method, str) and (taken := set(found) & set(METHODS)):
+        raise CriError(f"name: {min(taken)!r} is a method of this package; call your scores something else")
     return {key: _checked(values, truth) for key, values in found.items()}
 
 
@@ -242,8 +245,13 @@ def benchmark(
         raise unknown_name("region", region, regions)
     mask = regions[region]
     own = _scores(method, truth, name)
-    baselines = {key: METHODS[key].only(truth.question) for key in of_kind("model-free")}
-    sums = {key: subset_sums(values, truth.kept) for key, values in {**baselines, **own}.items()}
+    sums = {}
+    names = of_kind("model-free")
+    with progress_bar(len(names), "model-free methods", "method", leave=False, delay=2) as bar:
+        for key in names:
+            sums[key] = subset_sums(METHODS[key].only(truth.question), truth.kept)
+            bar.update()
+    sums |= {key: subset_sums(values, truth.kept) for key, values in own.items()}
     block = query_blocks(truth.question.task, truth.question.query_ids[mask])
     draws = resamples(len(truth.kept), block, n_boot)
     table, ceilings = judge(sums, truth.outputs, truth.seed, mask, draws, {})

@@ -38,6 +38,7 @@ from cri.storage import (
     writing_to,
 )
 from cri.tasks import Task, make_task
+from cri.training.forecast import stop_if_asked
 from cri.training.jobs import Backend, Outcome, Workers, progress_bar
 from cri.training.setup import BASE_WEIGHTS, Materials, check, prepare, run_positions
 
@@ -138,6 +139,7 @@ def train_run(
         raise out_of_range("checkpoint_every", checkpoint_every, "at least 1")
     from cri.training.distributed import from_first_process, process_rank
 
+    stop_if_asked([config], out, device)
     folder = run_folder(out, config.name, config.to_dict())
     first = process_rank()[0] == 0
     # what cannot be made is refused before anything is written
@@ -269,7 +271,12 @@ def _train(
 
     model = merge_lora(model) if config.lora else model
     chosen = None if config.decoded == 0 else _sample(split, config.decoded)
-    table = predictions(model, materials.tokenizer, materials.tokens, materials.task, materials.format, split, chosen)
+    n = materials.task.n_cases if chosen is None else len(chosen)
+    with progress_bar(n, "decoding", "case", progress, position=position, leave=False, delay=2) as decoding:
+        table = predictions(
+            model, materials.tokenizer, materials.tokens, materials.task, materials.format, split, chosen,
+            on_progress=decoding.update,
+        )  # fmt: skip
     facts = {
         "padded_share": float(trainer.padded_share),
         "train_seconds": round(train_seconds, 2),
@@ -297,6 +304,7 @@ def train_each(
 
     `on_done` is called whenever a run has ended. With `progress`, those on this machine have a bar each.
     """
+    stop_if_asked(configs, out, workers.device)
     if workers.here:
         workers = dataclasses.replace(workers, device=resolve_device(workers.device))
     else:

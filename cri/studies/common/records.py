@@ -124,7 +124,9 @@ class Record:
         of these. Tables and figures of the former record that this one has not are removed. Returns the figures."""
         from cri.storage import provenance, write_bytes, write_json
         from cri.storage.compression import pack_table
+        from cri.training.forecast import end_if_asked
 
+        end_if_asked(f"the tables of {self.folder} rest on what is there")
         with self._made_beside() as new:
             for name, table in tables.items():
                 write_bytes(*pack_table(table, new / f"{name}.csv", float_format="%.5g"))
