@@ -122,7 +122,7 @@ def _help(words: Sequence[str]) -> str:
 
 
 def _completion(name: str, rest: Sequence[str]) -> None:
-    from cri import completion
+    from cri.cli import completion
 
     if name == "complete":
         words = [*COMMANDS, "study", "runs", "completion"]
