@@ -16,6 +16,7 @@ from cri.errors import CriError
 from cri.plots import retraining as removals
 from cri.plots import worth
 from cri.statistics import GROUPS
+from cri.tasks import TASKS
 
 N = 12
 ROWS, COLS = (x.ravel() for x in np.mgrid[:N, :N])
@@ -216,7 +217,8 @@ def test_every_group_of_indices_has_a_header_row_and_every_case_its_place() -> N
 
 
 def test_colours_are_distinct() -> None:
-    for palette in (plots.TASK_COLORS, plots.GROUP_COLORS, plots.MODEL_COLORS, plots.FORMAT_MARKERS):
+    tasks = {name: task.color for name, task in TASKS.items()}
+    for palette in (tasks, plots.GROUP_COLORS, plots.MODEL_COLORS, plots.FORMAT_MARKERS):
         assert len(set(palette.values())) == len(palette)
     assert set(plots.GROUP_COLORS) == set(GROUPS)
 

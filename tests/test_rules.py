@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from cri.errors import CriError, UnknownNameError
 from cri.formats.rules.language import parse_rule
-from cri.formats.rules.task_rules import RULES, add_digits, task_rule
+from cri.formats.rules.task_rules import task_rule
 from cri.formats.rules.tracer import trace_rule
 from cri.formats.traces import Edit
 from cri.tasks import TASKS, make_task
 from cri.tasks.steps import digits
+from cri.tasks.sums import add_digits
 
 SETTINGS = settings(deadline=None, max_examples=60)
 DIGITS = st.lists(st.integers(0, 9), max_size=5)
@@ -30,14 +31,8 @@ def test_rules_are_right_as_python(name: str, a: int, b: int):
         a, b = a % 113, b % 113
     if name == "chicken_rabbit":
         a, b = 2 * a + 4 * b, a + b
-    rule, constants = task_rule(task), {}
-    if name == "mod_addition":
-        constants = {"modulus": [1, 1, 3]}
-    if name == "linear_regression":
-        constants = {"slope_a": 1, "slope_b": 2, "intercept": [3]}
-    if "addition" in name and name != "mod_addition":
-        constants = {"base": getattr(task, "base", 10)}
-    returned = RULES[name](*rule.arguments(a, b), **constants)
+    rule, code = task_rule(task), task.rule
+    returned = code.function(*rule.arguments(a, b), **code.constants)
     assert rule.answer(returned if isinstance(returned, tuple) else (returned,)) == task.answer(a, b)
     assert rule.run(a, b).result == returned
 

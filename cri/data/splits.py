@@ -110,9 +110,8 @@ def squares(
             chosen.append((row, col, h))
         info: dict[str, Any] = {"centers": [list(c) for c in centers], "half_sides": list(half_sides)}
     else:
-        defaults = (5, 14) if task.name == "chicken_rabbit" else (10, 19)
-        low = defaults[0] if min_half_side is None else min_half_side
-        high = defaults[1] if max_half_side is None else max_half_side
+        low = task.square_sides[0] if min_half_side is None else min_half_side
+        high = task.square_sides[1] if max_half_side is None else max_half_side
         if not 0 <= low <= high:
             raise out_of_range("split.min_half_side", low, f"in 0..{high}")
         rng = np.random.default_rng(seed)

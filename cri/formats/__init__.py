@@ -81,9 +81,8 @@ def check_operands(a: int, b: int) -> None:
 
 
 def _match_answer(task: Task, text: str) -> str | None:
-    pattern = r"There are \d+ rabbits and \d+ chickens\." if task.name == "chicken_rabbit" else r"\d+"
     text = text.strip()
-    return text if re.fullmatch(pattern, text) else None
+    return text if re.fullmatch(task.answer_pattern, text) else None
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,10 @@ A *block* calculates one quantity `x OP y`:
     /   by two, most significant digit first: 256/2,,C:0 / 56/2,1,C:0 / 6/2,12,C:1 / /2,128,C:0; the
         carry is the remainder that the next digit is read with, zeros in front are dropped in the result
 
-A block which does not start from the question itself is introduced by its equation, `x OP y=`. The
-tasks are sequences of blocks:
-
-    addition, base_addition      a+b
-    mod_addition                 a+b, then a comparison `224>=113` followed by the block 224-113, or
-                                 `92<113` followed by the result again
-    linear_regression            (a*slope_a, unless it is 1) (b*slope_b, unless it is 1), their sum,
-                                 and the sum with the intercept; every block with its equation
-    chicken_rabbit               legs/2, then minus heads (the rabbits), then heads minus rabbits (the
-                                 chickens), every block with its equation; then the answer's sentence
-
-The last line is the task's answer. The first two rows of tasks reproduce the public data of arXiv
-2402.17709 (GraphPKU/Case_or_Rule) byte for byte; the last two are ours in the same grammar.
+A block which does not start from the question itself is introduced by its equation, `x OP y=`. A task's
+scratchpad is a sequence of blocks and comparisons, which `Task.write_scratchpad` names. The last line is the
+task's answer. The additions reproduce the public data of arXiv 2402.17709 (GraphPKU/Case_or_Rule) byte for
+byte; `linear_regression` and `chicken_rabbit` are ours in the same grammar.
 
 Line kinds: `state`, `result`, `equation`, `compare`, `answer`. Elements: `x`, `y` (remaining operands),
 `answer` (so far), `digit` (its newest digit), `carry` in states; `x`, `y` in equations; `x`, `relation`,
@@ -40,8 +31,8 @@ from dataclasses import replace
 
 from cri.errors import CriError
 from cri.formats.traces import Edit, TraceLine, TraceWriter
-from cri.tasks import Addition, BaseAddition, ChickenRabbit, LengthAddition, LinearRegression, ModAddition, Task
-from cri.tasks.steps import Step, to_base
+from cri.tasks import Task
+from cri.tasks.steps import Step
 
 _OPS = {"+": "add", "-": "sub", "*": "mul", "/": "halve"}
 
@@ -54,38 +45,18 @@ def scratchpad_trace(task: Task, a: int, b: int, edit: Edit | None = None) -> li
     the trace, or a text that its element cannot hold.
     """
     writer = _Scratchpad(edit)
-    match task:
-        case BaseAddition():
-            base = task.base
-            writer.result(writer.block("+", to_base(a, base), to_base(b, base), base), last=True)
-        case ModAddition():
-            _mod_addition(writer, a, b, task.modulus)
-        case Addition() | LengthAddition():
-            writer.result(writer.block("+", str(a), str(b)), last=True)
-        case LinearRegression():
-            _linear_regression(writer, a, b, task)
-        case ChickenRabbit():
-            _chicken_rabbit(writer, a, b)
-        case _:
-            raise CriError(f"format: task {task.name} has no scratchpad")
+    task.write_scratchpad(writer, a, b)
     return writer.finish()
-
-
-def repeats_last_state(task: BaseAddition, a: int, b: int) -> bool:
-    """Whether the public file repeats the last state line of a case: where the printed operands, added as if they were
-    decimal, have a further digit in the task's base than the answer (564 cases of the paper's grid)."""
-    printed = int(to_base(a, task.base)) + int(to_base(b, task.base))
-    return len(to_base(printed, task.base)) > len(to_base(a + b, task.base))
 
 
 def published_trace(task: Task, a: int, b: int, edit: Edit | None = None) -> list[TraceLine]:
     """The scratchpad of the public files: that of `scratchpad_trace`, and of `base_addition` with a repeated last state
-    line in some cases (`repeats_last_state`). The repeated line executes no step and is repeated from an edited one;
-    it cannot be edited itself.
+    line in some cases (`Task.repeats_last_state`). The repeated line executes no step, follows an edit of the line
+    before it, and cannot be edited itself.
 
     Raises `CriError` as `scratchpad_trace` does, and for an edit of the repeated line.
     """
-    if not (isinstance(task, BaseAddition) and repeats_last_state(task, a, b)):
+    if not task.repeats_last_state(a, b):
         return scratchpad_trace(task, a, b, edit)
     repeated = len(scratchpad_trace(task, a, b)) - 1
     if edit is not None and edit.line == repeated:
@@ -101,36 +72,6 @@ def published_trace(task: Task, a: int, b: int, edit: Edit | None = None) -> lis
 def _moved(line: TraceLine, by: int) -> TraceLine:
     elements = {name: (start + by, stop + by) for name, (start, stop) in line.elements.items()}
     return line._replace(start=line.start + by, stop=line.stop + by, elements=elements)
-
-
-def _mod_addition(writer: _Scratchpad, a: int, b: int, modulus: int) -> None:
-    total = writer.result(writer.block("+", str(a), str(b)))
-    if writer.compare(total, str(modulus)):
-        total = writer.equation("-", total, str(modulus))
-    writer.result(total, last=True)
-
-
-def _linear_regression(writer: _Scratchpad, a: int, b: int, task: LinearRegression) -> None:
-    terms = [
-        str(operand) if slope == 1 else writer.result(writer.equation("*", str(operand), str(slope)))
-        for operand, slope in ((a, task.slope_a), (b, task.slope_b))
-    ]
-    total = writer.result(writer.equation("+", *terms))
-    writer.result(writer.equation("+", total, str(task.intercept)), last=True)
-
-
-def _chicken_rabbit(writer: _Scratchpad, legs: int, heads: int) -> None:
-    pairs = writer.result(writer.equation("/", str(legs), "2"))
-    rabbits = writer.result(writer.equation("-", pairs, str(heads)))
-    chickens = writer.result(writer.equation("-", str(heads), rabbits))
-    start = writer.length
-    writer.put("There are ")
-    writer.number("rabbits", rabbits, "answer")
-    writer.put(" rabbits and ")
-    writer.number("chickens", chickens, "answer")
-    writer.put(" chickens.")
-    writer.mark("answer", start, writer.length, "answer")
-    writer.end_line("answer", last=True)
 
 
 class _Scratchpad(TraceWriter):
@@ -150,6 +91,17 @@ class _Scratchpad(TraceWriter):
         value = self.number("answer", answer, "answer" if last else "copy")
         self.end_line("answer" if last else "result", last=last)
         return value
+
+    def sentence(self, template: str, **numbers: str) -> None:
+        """The last line where it is a sentence, with a place `{}` for each number in order."""
+        start = self.length
+        first, *others = template.split("{}")
+        self.put(first)
+        for (name, number), text in zip(numbers.items(), others, strict=True):
+            self.number(name, number, "answer")
+            self.put(text)
+        self.mark("answer", start, self.length, "answer")
+        self.end_line("answer", last=True)
 
     def equation(self, op: str, x: str, y: str) -> str:
         """The line `x OP y=` and the block that it introduces; returns the block's answer."""

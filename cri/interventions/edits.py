@@ -22,7 +22,7 @@ from cri.formats import Format, make_format
 from cri.formats.shuffled import trace_owner
 from cri.formats.traces import Edit, TraceLine, check_edit, join
 from cri.interventions.continuations import continuations, encodable
-from cri.tasks import BaseAddition, Task
+from cri.tasks import Task
 from cri.tasks.steps import Step
 from cri.training.runs import Run
 from cri.training.setup import Materials
@@ -177,7 +177,7 @@ def sample_edits(
     check_kinds(kinds)
     if fmt.name == "direct":
         raise CriError("format: direct writes no trace to edit; use scratchpad or rfft")
-    base = task.base if isinstance(task, BaseAddition) else 10
+    base = task.digit_base
     edits: list[CaseEdit] = []
     last_step = 0
     for case in check_case_ids(list(case_ids), task.n_cases).tolist():
@@ -326,7 +326,7 @@ def step_edits(
         for step, n in list(counts.items()):
             counts[_zeroed(step)] += 0 if step == _zeroed(step) else n
     before, after, rows = [], [], []
-    base = task.base if isinstance(task, BaseAddition) else 10
+    base = task.digit_base
     for item in edits:
         rule, (a, b) = written_trace(task, fmt, item.case)
         lines = rule.trace(task, a, b)

@@ -92,7 +92,7 @@ def probe_labels(task: Task, variable: str) -> tuple[Int[np.ndarray, " case"], I
         raise unknown_name("variables", variable, VARIABLES)
     if not isinstance(task, Addition | BaseAddition):
         raise CriError(f"task: {task.name} has no probe labels; use addition or base_addition")
-    base = task.base if isinstance(task, BaseAddition) else 10
+    base = task.digit_base
     a, b = task.cases.T
     units, ids = (a % base) * base + b % base, np.arange(task.n_cases)
     total = a + b
@@ -171,7 +171,7 @@ def swap_pairs(
     Raises `CriError` where no pair can be made.
     """
     labels, _ = probe_labels(run.task, variable)
-    base = run.task.base if isinstance(run.task, BaseAddition) else 10
+    base = run.task.digit_base
     rng = np.random.default_rng(seed)
     case_ids = check_case_ids(case_ids, run.task.n_cases)
     values = run.task.values

@@ -12,11 +12,11 @@ from cri.plots.style import (
     MODEL_COLORS,
     RIGHT,
     SPLIT_LINES,
-    TASK_COLORS,
     WRONG,
     new_axes,
     require_columns,
 )
+from cri.tasks import REGISTERED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +39,8 @@ def ring_accuracy(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool =
     curves = table.groupby(keys, sort=False) if keys else [((), table)]
     for names, curve in curves:
         key = dict(zip(keys, names, strict=True))
-        color = TASK_COLORS.get(key.get("task", "addition"), "black")
+        task = REGISTERED.get(key.get("task", "addition"))
+        color = task.color if task else "black"
         curve = curve.sort_values("ring")
         x, y = curve["ring"].to_numpy(), curve["accuracy"].to_numpy()
         ax.fill_between(x, curve["low"], curve["high"], color=color, alpha=0.15, linewidth=0)

@@ -15,14 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito's palette: distinguishable with every common colour vision
-TASK_COLORS = {
-    "addition": "#0072B2",
-    "mod_addition": "#D55E00",
-    "base_addition": "#009E73",
-    "linear_regression": "#CC79A7",
-    "chicken_rabbit": "#E69F00",
-}
 FORMAT_MARKERS = {"direct": "o", "scratchpad": "s", "rfft": "^"}
 SPLIT_LINES = {"square": "-", "squares": "-", "random": "--"}
 """Line styles by split; any other design is drawn dash-dotted."""

@@ -10,6 +10,7 @@ from cri.config import RunConfig
 from cri.errors import out_of_range, unknown_name
 from cri.options import FamilyName, WorkOptions
 from cri.retraining.removals import REMOVALS
+from cri.tasks import task_class
 from cri.training.jobs import Backend
 from cri.training.recipes import recipe
 
@@ -92,9 +93,7 @@ class RetrainingBank(WorkOptions):
         config = recipe(name.task, name.format, tokenizer=name.tokenizer, model=self.model)
         config = config.replace(split_params={"half_side": self.half_side})
         if self.size:
-            # modular addition: one period, as on the paper's grid
-            modulus = {"modulus": self.size} if name.task == "mod_addition" else {}
-            config = config.replace(task_params={"size": self.size, **modulus})
+            config = config.replace(task_params=task_class(name.task).params_of_size(self.size))
         changes = {
             "steps": self.steps, "batch_size": self.batch_size, "lr": self.lr, "precision": self.precision,
         }  # fmt: skip

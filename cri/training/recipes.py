@@ -1,4 +1,4 @@
-"""Training settings that reach training accuracy >= 0.99 from scratch, by task and format.
+"""Training settings that reach training accuracy >= 0.99 from scratch: a task's own, or else the format's.
 
 Found by search with the smallest models (see `studies/log.md`); a command takes them unless told otherwise.
 """
@@ -9,26 +9,15 @@ from typing import Any
 
 from cri.config import RunConfig, TrainConfig
 from cri.models.presets import is_preset
+from cri.tasks import task_class
 
-_RECIPES: dict[tuple[str, str], TrainConfig] = {
-    ("length_addition", "rfft"): TrainConfig(steps=4500, batch_size=32, lr=2e-3),
-    ("addition", "direct"): TrainConfig(steps=4000, lr=8e-3),
-    ("mod_addition", "direct"): TrainConfig(steps=12000, lr=3e-3),
-    ("base_addition", "direct"): TrainConfig(steps=4000, lr=8e-3),
-    ("linear_regression", "direct"): TrainConfig(steps=4000, lr=8e-3),
-    ("chicken_rabbit", "direct"): TrainConfig(steps=5000, batch_size=128, lr=8e-3),
-    ("mod_addition", "scratchpad"): TrainConfig(steps=4000, batch_size=128, lr=4e-3),
-    ("linear_regression", "scratchpad"): TrainConfig(steps=4000, batch_size=128, lr=4e-3),
-    ("chicken_rabbit", "scratchpad"): TrainConfig(steps=4000, batch_size=128, lr=4e-3),
-    ("patchwork", "direct"): TrainConfig(steps=2000, lr=8e-3),
-    ("digit_table", "direct"): TrainConfig(steps=2000, lr=8e-3),
-}
 _BY_FORMAT = {
     "direct": TrainConfig(),
     "scratchpad": TrainConfig(steps=1500, batch_size=128, lr=4e-3),
     "shuffled_scratchpad": TrainConfig(steps=3000, batch_size=128, lr=4e-3),
     "rfft": TrainConfig(steps=1500, batch_size=32, lr=2e-3),
 }
+"""Where the task has none of its own (`Task.recipes`)."""
 
 _BY_MODEL: dict[str, dict[str, Any]] = {
     "gpt2-shape": {"lr": 3e-4, "precision": "bf16"},
@@ -42,7 +31,7 @@ _PRETRAINED: dict[str, Any] = {"lr": 1e-4}
 def recipe(task: str, fmt: str = "direct", **fields: Any) -> RunConfig:
     """The run of `task` in format `fmt` with its settings; `fields` replace those of `RunConfig` or
     `TrainConfig`."""
-    train = _RECIPES.get((task, fmt), _BY_FORMAT.get(fmt, TrainConfig()))
+    train = task_class(task).recipes.get(fmt, _BY_FORMAT.get(fmt, TrainConfig()))
     config = RunConfig(task=task, format=fmt, train=train)
     model = fields.get("model", config.model)
     own = _BY_MODEL.get(model, {}) if is_preset(model) else _PRETRAINED

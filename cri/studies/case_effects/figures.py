@@ -11,7 +11,7 @@ from cri import plots
 from cri.options import FamilyName
 from cri.plots.offsets import kind_points, offset_map
 from cri.storage.compression import read_table, tables_in
-from cri.tasks.planted import PLANTED
+from cri.tasks import PLANTED
 
 REGIONS = {"random": "random split", "outside": "outside the square", "square": "in the square"}
 TOKEN_COLORS = {"number": "#0072B2", "digit": "#D55E00"}

@@ -17,8 +17,7 @@ from cri.ensembles.stacked import Layout, StackedForward
 from cri.retraining.records import EXPLAINS, TARGETS, Retrainings, family_records, load_retrainings, log_odds
 from cri.statistics.case_effects import Halves
 from cri.statistics.datamodels import query_blocks
-from cri.tasks import Task
-from cri.tasks.planted import PLANTED
+from cri.tasks import PLANTED, Task
 from cri.training.setup import Materials, prepare
 
 HALF = 0.5

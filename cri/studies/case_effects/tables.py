@@ -28,7 +28,7 @@ from cri.statistics.readings import (
     z_score,
 )
 from cri.studies.case_effects.halves import Asked, asked, recorded, untrained
-from cri.tasks.planted import PLANTED
+from cri.tasks import PLANTED
 
 CONTROL_BOOT = 300
 SHORT_REACH = 12
@@ -49,7 +49,7 @@ def named_kinds(one: Asked) -> dict[str, np.ndarray]:
     exists = image >= 0
     to_image[:, exists] = grid_distance(task, train, image[exists])
     tokens = token_distance(task, one.names["tokenizer"], train, test)
-    base = 9 if task.name == "base_addition" else 10
+    base = task.digit_base
     kinds = {
         "answer line, 1 to 3 away": answer & (distance <= NEXT),
         "answer line, 4 to 6 away": answer & (distance > NEXT) & (distance <= FAR),

@@ -13,7 +13,7 @@ from cri.plots.retraining import index_strip, removal_effects
 from cri.plots.worth import worth_points
 from cri.storage.compression import read_table, tables_in
 from cri.studies.common.spans import span
-from cri.tasks.planted import PLANTED
+from cri.tasks import PLANTED
 
 FAMILY = ["task", "format", "tokenizer", "split"]
 EVERYWHERE = "all"
@@ -22,12 +22,11 @@ PLACES = {
     "random": "random split",
 }  # fmt: skip
 CONTROLS = {"relabelled": "groups relabelled", "untrained": "untrained models"}
-_PLANTED_ROWS = {"patchwork": "cases only", "digit_table": "steps only"}
 
 
 def _title(key: dict[str, str]) -> str:
     if key["task"] in PLANTED:
-        return f"planted:\n{_PLANTED_ROWS[key['task']]}"
+        return f"planted:\n{PLANTED[key['task']].planted}"
     return f"{FamilyName.of(key).title}\n{key['split']} split"
 
 
@@ -70,12 +69,12 @@ def _rows(table: pd.DataFrame) -> pd.DataFrame:
     for row in table[table["model"] == "trained"].to_dict("records"):
         planted = row["task"] in PLANTED
         row["group"] = "planted mechanisms" if planted else FamilyName.of(row).title
-        kind = list(_PLANTED_ROWS).index(row["task"]) if planted else 0
+        kind = list(PLANTED).index(row["task"]) if planted else 0
         row["order"] = (
             not planted, kind, *FamilyName.of(row).order, list(PLACES).index(row["region"]), -row.get("removed", 0)
         )  # fmt: skip
         share = f", {row['removed']:.0%} removed" if row.get("removed") != main else ""
-        kind = f"{_PLANTED_ROWS[row['task']]}, " if planted else ""
+        kind = f"{PLANTED[row['task']].planted}, " if planted else ""
         row["name"] = f"{kind}{PLACES[row['region']]}{share} (n = {row['n']})"
         rows.append(row)
     return pd.DataFrame(sorted(rows, key=lambda row: row["order"]))

@@ -20,7 +20,7 @@ from cri.retraining.records import EXPLAINS, Retrainings, family_records, load_r
 from cri.statistics.datamodels import query_blocks, resamples
 from cri.statistics.group_effects import dose_index, effects_by_query, group_effects
 from cri.statistics.removal_index import RANDOM, STEP, case_table, effects, index_table, paired_effects
-from cri.tasks.planted import PLANTED
+from cri.tasks import PLANTED
 from cri.training.setup import Materials, prepare
 
 if TYPE_CHECKING:

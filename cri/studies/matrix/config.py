@@ -10,7 +10,7 @@ from typing import Any, Literal
 from cri.config import RunConfig
 from cri.errors import out_of_range, unknown_name
 from cri.options import RunOptions
-from cri.tasks import TASKS
+from cri.tasks import TASKS, task_class
 from cri.training.recipes import recipe
 
 NAME = "matrix"
@@ -20,25 +20,14 @@ CONTROL = "shuffled_scratchpad"
 LEARNT = 0.99
 """A cell counts as learnt from this share of its training cases on."""
 
-_SMALL_GRID: dict[str, dict[str, int]] = {
-    "chicken_rabbit": {"size": 24, "half_side": 2},
-    "": {"size": 20, "half_side": 3},
+_SMALL: dict[str, dict[str, Any]] = {
+    "direct": {"steps": 800, "batch_size": 128, "lr": 8e-3},
+    "scratchpad": {"steps": 1500, "batch_size": 32, "lr": 4e-3},
+    CONTROL: {"steps": 1500, "batch_size": 32, "lr": 4e-3},
+    "rfft": {"steps": 1500, "batch_size": 16, "lr": 4e-3},
 }
-"""Grids of the `cpu` preset. Traces of chicken & rabbit are the longest, so its grid has fewer cases (300 and 400)."""
-
-_SMALL: dict[tuple[str, str], dict[str, Any]] = {
-    ("", "direct"): {"steps": 800, "batch_size": 128, "lr": 8e-3},
-    ("mod_addition", "direct"): {"steps": 1500, "batch_size": 128, "lr": 4e-3},
-    ("chicken_rabbit", "direct"): {"steps": 1000, "batch_size": 32, "lr": 4e-3},
-    ("", "scratchpad"): {"steps": 1500, "batch_size": 32, "lr": 4e-3},
-    ("linear_regression", "scratchpad"): {"steps": 2500, "batch_size": 16, "lr": 4e-3},
-    ("chicken_rabbit", "scratchpad"): {"steps": 2500, "batch_size": 16, "lr": 4e-3},
-    ("", CONTROL): {"steps": 1500, "batch_size": 32, "lr": 4e-3},
-    ("", "rfft"): {"steps": 1500, "batch_size": 16, "lr": 4e-3},
-    ("linear_regression", "rfft"): {"steps": 1500, "batch_size": 8, "lr": 4e-3},
-    ("chicken_rabbit", "rfft"): {"steps": 1500, "batch_size": 8, "lr": 4e-3},
-}
-"""Schedules of the `cpu` preset with which nano learns its small grid (see the page); others are the task's recipe."""
+"""Schedules of the `cpu` preset with which nano learns a small grid (see the page), where the task has none of its own
+(`Task.small_recipes`)."""
 
 
 @dataclass(frozen=True)
@@ -124,14 +113,12 @@ class Matrix(RunOptions):
         """How a cell is trained."""
         tokenizer = self.direct_tokenizer if cell.format == "direct" else self.trace_tokenizer
         config = recipe(cell.task, cell.format, tokenizer=tokenizer, model=self.model, split=cell.split, seed=seed)
-        grid = {"size": 0, "half_side": 0}
+        task, grid = task_class(cell.task), {"size": 0, "half_side": 0}
         if self.grid == "small":
-            grid = _SMALL_GRID.get(cell.task, _SMALL_GRID[""])
-            config = config.replace(**_SMALL.get((cell.task, cell.format), _SMALL.get(("", cell.format), {})))
+            grid = task.small_grid
+            config = config.replace(**task.small_recipes.get(cell.format, _SMALL.get(cell.format, {})))
         if size := self.size or grid["size"]:
-            # modular addition: one period, as on the paper's grid
-            modulus = {"modulus": size} if cell.task == "mod_addition" else {}
-            config = config.replace(task_params={"size": size, **modulus})
+            config = config.replace(task_params=task.params_of_size(size))
         if (half_side := self.half_side or grid["half_side"]) and cell.split == "square":
             config = config.replace(split_params={"half_side": half_side})
         return config.replace(steps=self.steps) if self.steps else config
