@@ -92,7 +92,7 @@ def test_every_sampled_edit_is_one_element_and_changes_the_rules_answer(name, fm
         start, _ = lines[edit.line].elements[edit.element]
         assert join(edited)[:start] == join(lines)[:start]
         assert join(edited)[start:].startswith(edit.text)
-        assert iv.element_kind(lines[edit.line], edit.element) in iv.KINDS
+        assert iv.element_kind(task, lines[edit.line], edit.element) in iv.KINDS
         answers = [fmt.read_answer(task, join(t)) for t in (lines, edited)]
         assert answers[0] == task.answers[case]
         assert answers[1] not in (None, answers[0])

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cri.data.case_groups import make_groups
 from cri.errors import CriError
-from cri.tasks import TASKS, make_task, task_from_dict
+from cri.formats import make_format
+from cri.tasks import REGISTERED, TASKS, RuleCode, ScratchpadWriter, SquareGrid, make_task, task, task_from_dict
 from cri.tasks.steps import Step, add_steps, digits, halve_steps, mul_steps, sub_steps, to_base
 
 REFERENCE = [json.loads(line) for line in (Path(__file__).parent / "reference_cases.jsonl").read_text().splitlines()]
@@ -115,3 +117,63 @@ def test_unknown_case_and_round_trip():
     assert task_from_dict(json.loads(json.dumps(task.to_dict()))) == task
     with pytest.raises(CriError, match="case"):
         task.id_of(12, 0)
+
+
+# --- a task of a user's own: one class ---
+
+
+def larger_of(num1, num2):
+    if len(num1) > len(num2) or (len(num1) == len(num2) and num1 >= num2):
+        return num1
+    return num2
+
+
+@pytest.fixture
+def larger():
+    @task
+    class Larger(SquareGrid):
+        """The larger of two numbers."""
+
+        name = "larger"
+        rule = RuleCode(larger_of)
+        size: int = 30
+
+        def question(self, a: int, b: int) -> str:
+            return f"{a}|{b}="
+
+        def value(self, a: int, b: int) -> int:
+            return max(a, b)
+
+        def write_scratchpad(self, pad: ScratchpadWriter, a: int, b: int) -> None:
+            pad.result(str(a) if pad.compare(str(a), str(b)) else str(b), last=True)
+
+    yield Larger
+    del REGISTERED["larger"]
+
+
+def test_a_task_of_ones_own_is_one_class(larger):
+    own = make_task("larger", size=12)
+    assert (own.n_cases, own.center, own) == (144, (6, 6), task_from_dict(own.to_dict()))
+    assert make_format("direct").completion(own, 7, 11) == "11"
+    scratchpad = make_format("scratchpad")
+    assert scratchpad.completion(own, 7, 11) == "7<11\n11"
+    assert scratchpad.read_answer(own, "7<11\n11") == "11"
+    rfft = make_format("rfft")
+    assert "7|11=\ndef larger_of(num1, num2):\n" in rfft.prompt(own, 7, 11)
+    assert rfft.read_answer(own, rfft.completion(own, 7, 11)) == "11"
+    ids = np.arange(own.n_cases)
+    assert (make_groups(own, ids[:100], ids[100:], own.answers[100:]).codes >= 0).all()  # it names no steps
+
+
+def test_a_task_that_is_none_or_whose_name_is_taken_is_refused(larger):
+    with pytest.raises(CriError, match="task larger: does not define question"):
+        task(type("Other", (SquareGrid,), {"name": "larger", "value": lambda self, a, b: 0}))
+    methods = {"value": lambda self, a, b: 0, "question": lambda self, a, b: ""}
+    with pytest.raises(CriError, match="has this name already"):
+        task(type("Other", (SquareGrid,), {"name": "larger", **methods}))
+    with pytest.raises(CriError, match="needs a name"):
+        task(type("Other", (SquareGrid,), methods))
+    with pytest.raises(CriError, match="not a subclass"):
+        task(int)
+    with pytest.raises(CriError, match="patchwork has no rule"):
+        make_format("rfft").prompt(make_task("patchwork"), 1, 2)

@@ -46,7 +46,6 @@ _FLIPS = {
     "enter the branch": "skip the branch",
     "skip the branch": "enter the branch",
 }
-_ACCUMULATORS = ("result", "product", "pairs", "rabbits", "chickens")
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def written_trace(task: Task, fmt: Format, case: int) -> tuple[Format, tuple[int
     return fmt, (a, b)
 
 
-def element_kind(line: TraceLine, name: str) -> Kind | None:
+def element_kind(task: Task, line: TraceLine, name: str) -> Kind | None:
     """What kind of element `name` of a line is, None where an edit of it would say nothing: a list as a
     whole (its items are elements), and the last line, which nothing follows."""
     stem = re.split(r"[\[#]", name)[0]
@@ -89,7 +88,7 @@ def element_kind(line: TraceLine, name: str) -> Kind | None:
         return "digit"
     if "[" not in name:
         return None
-    return "answer" if stem in _ACCUMULATORS else "operands"
+    return "answer" if task.rule and stem in task.rule.answer_lists else "operands"
 
 
 def steps_done(lines: Sequence[TraceLine]) -> list[int]:
@@ -190,7 +189,7 @@ def sample_edits(
         places: dict[str, list[tuple[int, str]]] = {kind: [] for kind in kinds}
         for i, line in enumerate(lines[:-1]):
             for name in line.elements if step is None or done[i] == step else ():
-                kind = element_kind(line, name)
+                kind = element_kind(task, line, name)
                 if kind in places:
                     places[kind].append((i, name))
         for kind in kinds:
@@ -346,7 +345,7 @@ def step_edits(
             {
                 "id": item.case, "a": case_a, "b": case_b,
                 "row": int(task.coords[item.case, 0]), "col": int(task.coords[item.case, 1]),
-                "train": bool(run.split.train[item.case]), "kind": element_kind(lines[line], name) or "other",
+                "train": bool(run.split.train[item.case]), "kind": element_kind(task, lines[line], name) or "other",
                 "line": line, "element": name, "step": steps_done(lines)[line], "next_step": next_step, "seen": seen,
                 "old": old, "new": item.edit.text,
                 "own": None if completions is None else completions[item.case].startswith(prefix),

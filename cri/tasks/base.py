@@ -36,12 +36,14 @@ class RuleCode:
         sentence: the answer's text, with a place for every list returned.
         step_lines: how the code lines begin that execute a rule step. They are executed in the order of `Task.steps`,
             once for each step.
+        answer_lists: names of the lists that the rule builds its answer, or a part of it, in.
     """
 
     function: Callable[..., object]
     constants: Mapping[str, Any] = field(default_factory=dict)
     sentence: str = "{}"
     step_lines: tuple[str, ...] = ("total = ", "if len(result) > ")
+    answer_lists: tuple[str, ...] = ("result",)
 
 
 class ScratchpadWriter(Protocol):

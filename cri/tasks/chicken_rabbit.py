@@ -80,7 +80,8 @@ class ChickenRabbit(Task):
 
     @property
     def rule(self) -> RuleCode:
-        return RuleCode(count_rabbits_and_chickens, sentence=SENTENCE)
+        lists = ("pairs", "rabbits", "chickens")
+        return RuleCode(count_rabbits_and_chickens, sentence=SENTENCE, answer_lists=lists)
 
 
 def count_rabbits_and_chickens(legs: list[int], heads: list[int]) -> tuple[list[int], list[int]]:

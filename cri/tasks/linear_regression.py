@@ -65,7 +65,7 @@ class LinearRegression(SquareGrid):
     @property
     def rule(self) -> RuleCode:
         constants = {"slope_a": self.slope_a, "slope_b": self.slope_b, "intercept": digits(self.intercept)}
-        return RuleCode(weighted_sum, constants)
+        return RuleCode(weighted_sum, constants, answer_lists=("product", "result"))
 
 
 def weighted_sum(num1: list[int], num2: list[int], *, slope_a: int, slope_b: int, intercept: list[int]) -> list[int]:
