@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -218,3 +219,23 @@ def test_a_file_cannot_lie_below_a_file(tmp_path):
         export(ExportConfig("addition", tmp_path / "f" / "x" / "out.jsonl", split="random"))
     with pytest.raises(CriError, match=r"out: .* cannot be written to"):
         sweep([RunConfig()], tmp_path / "f" / "x", jobs=1, device="cpu")
+
+
+def test_how_far_off_an_answer_is_in_the_base_of_its_task():
+    from cri.evaluation.scoring import value_errors
+    from cri.tasks import make_task
+
+    for name, answers, expected in (
+        ("addition", ("13", "12", "23", ""), ((0, True, True), (-1, False, True), (10, True, False), (None,) * 3)),
+        ("base_addition", ("14", "15", "24", "9"), ((0, True, True), (1, False, True), (9, True, False), (None,) * 3)),
+        ("chicken_rabbit", ("There are 0 rabbits and 3 chickens.", "There are 11 rabbits and 3 chickens.", "", "no"),
+         ((0, True, True), (11, False, False), (None,) * 3, (None,) * 3)),
+    ):  # fmt: skip
+        task = make_task(name, size=20)
+        pair = (6, 3) if name == "chicken_rabbit" else (6, 7)
+        table = pd.DataFrame({"id": [task.id_of(*pair)] * 4, "prediction": answers})
+        found = value_errors(task, table)
+        for row, (difference, units, tens) in zip(found.itertuples(), expected, strict=True):
+            assert (row.difference == difference) if difference is not None else np.isnan(row.difference)
+            assert (row.units, row.tens) == (bool(units), bool(tens))
+    assert task.read_value(task.answer(6, 3)) == task.value(6, 3)

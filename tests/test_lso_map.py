@@ -20,7 +20,7 @@ from cri.training.runs import load_run, train_run
 @pytest.fixture(scope="module")
 def study(runs, tmp_path_factory):
     where = tmp_path_factory.mktemp("study")
-    config = dataclasses.replace(PRESETS["test"], seeds=(0, 1), steps=60, runs=runs, out=where)
+    config = dataclasses.replace(PRESETS["test"], seeds=(0, 1), steps=60, samples=2, runs=runs, out=where)
     return config, run(config)
 
 
@@ -36,6 +36,11 @@ def test_tables_agree_with_the_runs(study):
     cases = pd.read_csv(folder / "cases.csv", keep_default_na=False)
     assert (cases.groupby("split")["id"].apply(lambda ids: sorted(ids) == list(range(576)))).all()
     assert cases.groupby("split")["n_seeds"].sum().eq(2 * 576).all()
+    assert (cases["difference"].eq(0) | cases["accuracy"].lt(1)).all()
+    assert (cases[["units", "tens"]].min(axis=1) >= cases["accuracy"]).all()
+    assert set(cases["sampled"]) <= {0, 0.25, 0.5, 0.75, 1}  # two samples, two seeds
+    # the share of a model's own samples that are right follows how sure it is: seldom above the greedy answer's
+    assert cases["sampled"].mean() == pytest.approx(cases["accuracy"].mean(), abs=0.25)
     regions = pd.read_csv(folder / "regions.csv")
     assert regions.groupby("split")["n"].sum().eq(2 * 576).all()
 
@@ -44,7 +49,7 @@ def test_figures_come_from_the_tables_alone(study, tmp_path):
     _, folder = study
     drawn = draw(folder, tmp_path)
     assert {p.name for p in drawn} == {
-        f"lso_{what}_test.{kind}" for what in ("map", "rings") for kind in ("png", "pdf")
+        f"lso_{what}_test.{kind}" for what in ("map", "rings", "errors") for kind in ("png", "pdf")
     }
     assert all(p.stat().st_size > 5000 for p in drawn)
 
@@ -58,7 +63,8 @@ def planted(config, correct):
     return pd.DataFrame(
         {
             "id": np.arange(task.n_cases), "row": task.coords[:, 0], "col": task.coords[:, 1], "train": split.train,
-            "correct": correct(task, split), "error": "carry",
+            "correct": correct(task, split), "error": "carry", "difference": np.where(correct(task, split), 0.0, 10.0),
+            "units": True, "tens": correct(task, split),
             "status": np.where(correct(task, split), "right", "wrong"),
             "task": config.task, "format": config.format, "tokenizer": config.tokenizer, "model": config.model,
             "split": config.split, "run": "planted", "seed": 0,

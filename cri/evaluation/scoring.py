@@ -67,6 +67,26 @@ def reading_table(
     return pd.DataFrame.from_records(records)
 
 
+def value_errors(task: Task, table: pd.DataFrame) -> pd.DataFrame:
+    """How far off the answers of a `reading_table` are, row by row.
+
+    Columns: `difference` (predicted minus true value; NaN where no number was answered), `units` and `tens` (whether
+    that digit of the value is right, in the task's base).
+    """
+    import numpy as np
+    import pandas as pd
+
+    true = task.values[table["id"].to_numpy()].astype(float)
+    read = [task.read_value(text) for text in table["prediction"]]
+    given = np.array([np.nan if value is None else float(value) for value in read])
+    columns = {"difference": given - true}
+    for place, name in enumerate(("units", "tens")):
+        power = task.digit_base**place
+        # a number without tens has none of them right or wrong: its place counts as 0, as it is read
+        columns[name] = (given // power % task.digit_base == true // power % task.digit_base) & ~np.isnan(given)
+    return pd.DataFrame(columns, index=table.index)
+
+
 def accuracy_table(table: pd.DataFrame) -> pd.DataFrame:
     """Counts by part (train, test, all) of a `reading_table`.
 

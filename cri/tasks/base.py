@@ -7,6 +7,7 @@ aligned to these ids.
 from __future__ import annotations
 
 import dataclasses
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -128,6 +129,14 @@ class Task(ABC):
     def answer(self, a: int, b: int) -> str:
         """The answer as the direct format completes it."""
         return str(self.value(a, b))
+
+    def read_value(self, answer: str) -> int | None:
+        """The number that an answer's text states (`value` is that of the right one): the first in it, None without."""
+        base = self.digit_base
+        found = re.search(r"\d+", answer)
+        if found is None or any(int(digit) >= base for digit in found[0]):
+            return None
+        return int(found[0], base)
 
     def steps(self, a: int, b: int) -> tuple[Step, ...]:
         """The rule steps that answer the case, in order of execution; none where the task names none."""

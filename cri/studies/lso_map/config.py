@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cri.config import RunConfig
+from cri.errors import out_of_range
 from cri.options import RunOptions
 from cri.tasks import TASKS
 from cri.training.recipes import recipe
@@ -32,8 +33,14 @@ class LsoMapConfig(RunOptions):
     """Half side of the held-out square."""
     steps: int = 0
     """Training steps; 0 is the recipe's."""
+    samples: int = 0
+    """Answers sampled at temperature 1 for every case, beside the greedy one; the paper's maps take 10."""
     name: str = "cpu"
     """Names the folder of tables and the figures."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 0:
+            raise out_of_range("samples", self.samples, "at least 0")
 
     def run_configs(self) -> Iterator[RunConfig]:
         """One config a run, in the order of the tables."""

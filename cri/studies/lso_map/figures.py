@@ -133,6 +133,38 @@ def draw_failures(cases: pd.DataFrame, manifest: Mapping[str, Any], figures: Pat
     return plots.save_figure(fig, figures / f"lso_failures_{manifest['name']}")
 
 
+MOST = 20
+"""Differences beyond this many are drawn as this many."""
+
+
+def draw_errors(cases: pd.DataFrame, manifest: Mapping[str, Any], figures: Path) -> list[Path]:
+    """The square enlarged: by how much answers are off, which digit is wrong, and, where answers were sampled, how
+    often a sample is right. One row a model; nothing to draw for tables of before these columns."""
+    inside = cases[(cases["split"] == "square") & ~cases["train"]]
+    if "difference" not in cases or inside.empty:
+        return []
+    models = list(inside.groupby(_MODEL_KEYS, sort=False))
+    shares = [("units", "units right"), ("tens", "tens right")]
+    shares += [("sampled", f"right of {manifest.get('samples', 0)} samples")] if "sampled" in cases else []
+    fig, axes = plots.figure(len(models), 1 + len(shares), size=(_PAGE / (1 + len(shares)), 2.45))
+    for row, (key, part) in zip(axes, models, strict=True):
+        task = _task(key[0], manifest)  # pyright: ignore[reportIndexIssue]
+        numbers = part.assign(difference=pd.to_numeric(part["difference"], errors="coerce").clip(-MOST, MOST))
+        plots.grid_map(
+            numbers, "difference", row[0], limits=(-MOST, MOST), cmap=plots.SIGNED, axis_names=task.axis_names
+        )
+        n = int(part["n_seeds"].max())
+        row[0].set_title(f"{_title(key, cases)}\npredicted minus true, median of {n}")  # pyright: ignore[reportArgumentType]
+        for ax, (column, title) in zip(row[1:], shares, strict=True):
+            plots.accuracy_map(part, ax, value=column, colorbar=ax is row[-1], axis_names=task.axis_names)
+            ax.set_title(f"{title}\n{part[column].astype(float).mean():.2f} of the square")
+            ax.set_ylabel("")
+        for ax in row:
+            ax.set_xlim(part["col"].min() - 0.5, part["col"].max() + 0.5)
+            ax.set_ylim(part["row"].max() + 0.5, part["row"].min() - 0.5)
+    return plots.save_figure(fig, figures / f"lso_errors_{manifest['name']}")
+
+
 def draw_prediction(
     square: pd.DataFrame, cases: pd.DataFrame, steps: pd.DataFrame, manifest: Mapping[str, Any], figures: Path
 ) -> list[Path]:

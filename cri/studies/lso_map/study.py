@@ -19,10 +19,20 @@ def run(config: LsoMapConfig) -> Path:
     """Trains what is missing, records the tables, draws the figures; returns the folder of tables."""
     import pandas as pd
 
+    from cri.evaluation.scoring import value_errors
     from cri.storage import read_json
     from cri.studies.common.records import recording
-    from cri.studies.lso_map.tables import case_table, region_table, ring_table, run_row, square_table, step_table
-    from cri.training.runs import load_predictions, train_runs
+    from cri.studies.lso_map.tables import (
+        case_table,
+        region_table,
+        ring_table,
+        run_row,
+        sampled_accuracy,
+        square_table,
+        step_table,
+    )
+    from cri.tasks import make_task
+    from cri.training.runs import load_predictions, load_run, train_runs
 
     configs = list(config.run_configs())
     if not configs:
@@ -33,9 +43,14 @@ def run(config: LsoMapConfig) -> Path:
         for run_config, path in zip(configs, paths, strict=True):
             key = {k: getattr(run_config, k) for k in KEYS} | {"seed": run_config.seed, "run": path.name}
             table = load_predictions(path)
+            task = make_task(run_config.task, **run_config.task_params)
+            table = table.join(value_errors(task, table))
+            if config.samples:
+                table["sampled"] = sampled_accuracy(load_run(path), config.samples).to_numpy()
             parts.append(table.assign(**key))
             rows.append(run_row(table, read_json(path / "manifest.json")) | key)
-        runs, cases = pd.DataFrame(rows)[_RUN_COLUMNS], pd.concat(parts, ignore_index=True)
+        columns = [c for c in _RUN_COLUMNS if c in rows[0]]
+        runs, cases = pd.DataFrame(rows)[columns], pd.concat(parts, ignore_index=True)
         tables = {
             "runs": runs,
             "cases": case_table(cases, configs),
@@ -44,7 +59,7 @@ def run(config: LsoMapConfig) -> Path:
             "steps": step_table(cases, configs),
             "square": square_table(cases),
         }
-        shape = {"name": config.name, "size": config.size, "half_side": config.half_side}
+        shape = {"name": config.name, "size": config.size, "half_side": config.half_side, "samples": config.samples}
         # empty where no format of this map writes steps
         figures = record.write({name: table for name, table in tables.items() if not table.empty}, shape, draw)
     print(runs.drop(columns=["run", "commit", "trained_on"]).to_string(index=False))
@@ -53,8 +68,8 @@ def run(config: LsoMapConfig) -> Path:
 
 
 _RUN_COLUMNS = [
-    *KEYS, "seed", "train_accuracy", "test_accuracy", "n_train", "n_test", *STATUSES, "train_seconds", "trained_on",
-    "commit", "run",
+    *KEYS, "seed", "train_accuracy", "test_accuracy", "test_sampled", "n_train", "n_test", *STATUSES, "train_seconds",
+    "trained_on", "commit", "run",
 ]  # fmt: skip
 
 
@@ -63,13 +78,13 @@ def draw(folder: Path, figures: Path) -> list[Path]:
 
     from cri.plots import style
     from cri.storage import read_json
-    from cri.studies.lso_map.figures import draw_failures, draw_maps, draw_prediction, draw_rings
+    from cri.studies.lso_map.figures import draw_errors, draw_failures, draw_maps, draw_prediction, draw_rings
 
     manifest = read_json(folder / "manifest.json")
     cases = read_table(folder / "cases.csv", keep_default_na=False)
     with style():
         drawn = draw_maps(cases, manifest, figures) + draw_rings(read_table(folder / "rings.csv"), manifest, figures)
-        drawn += draw_failures(cases, manifest, figures)
+        drawn += draw_failures(cases, manifest, figures) + draw_errors(cases, manifest, figures)
         if stored(folder / "square.csv").exists():
             square, steps = (read_table(folder / f"{name}.csv") for name in ("square", "steps"))
             drawn += draw_prediction(square, cases, steps, manifest, figures)

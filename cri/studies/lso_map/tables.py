@@ -14,6 +14,7 @@ from cri.evaluation.scoring import STATUSES
 from cri.statistics import agreement, grid_blocks, ring_accuracy
 from cri.studies.lso_map.config import KEYS
 from cri.tasks import Task, make_task
+from cri.training.runs import Run
 
 
 def run_row(table: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, object]:
@@ -23,6 +24,7 @@ def run_row(table: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, objec
     return {
         "train_accuracy": round(float(table.loc[table["train"], "correct"].mean()), 4),
         "test_accuracy": round(float(test["correct"].mean()), 4),
+        **({"test_sampled": round(float(test["sampled"].mean()), 4)} if "sampled" in test else {}),
         "n_train": int(table["train"].sum()),
         "n_test": len(test),
         **{status: int(statuses.get(status, 0)) for status in STATUSES},
@@ -34,18 +36,39 @@ def run_row(table: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, objec
 
 def case_table(cases: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame:
     """Every case over seeds, one row a map and case: `accuracy`, `n_seeds`, the `failure` of the first seed (the first
-    deviation's kind, `truncated`, or empty where the answer is right), and `n_unseen`, how many of its rule steps no
-    other case executes in training."""
+    deviation's kind, `truncated`, or empty where the answer is right), `difference` (predicted minus true value, the
+    median over seeds), `units` and `tens` (in which share of seeds that digit is right), `sampled` (share of right
+    answers among those sampled at temperature 1, where any were), and `n_unseen`, how many of its rule steps no other
+    case executes in training."""
     failure = cases["error"].where(cases["status"] != "truncated", "truncated").where(~cases["correct"], "")
     grouped = cases.assign(failure=failure).groupby([*KEYS, "id", "row", "col", "train"], sort=False)
     table = grouped.agg(
-        accuracy=("correct", "mean"), n_seeds=("correct", "size"), failure=("failure", "first")
-    ).reset_index()
+        accuracy=("correct", "mean"), n_seeds=("correct", "size"), failure=("failure", "first"),
+        difference=("difference", "median"), units=("units", "mean"), tens=("tens", "mean"),
+        **({"sampled": ("sampled", "mean")} if "sampled" in cases else {}),
+    ).reset_index()  # fmt: skip
     parts = [
         part.assign(n_unseen=step_coverage(task, split)["n_unseen"].to_numpy()[part["id"]])
         for _, part, task, split in _maps(table, configs)
     ]
     return pd.concat(parts, ignore_index=True)
+
+
+def sampled_accuracy(run: Run, n_samples: int) -> pd.Series:
+    """Of every case: the share of right ones among `n_samples` answers sampled at temperature 1 (greedy decoding asks
+    only what comes first)."""
+    import torch
+
+    from cri.evaluation.decoding import predictions
+
+    generator = torch.Generator().manual_seed(0)
+    right = 0
+    for _ in range(n_samples):
+        table = predictions(
+            run.model, run.tokenizer, run.tokens, run.task, run.format, run.split, temperature=1.0, generator=generator
+        )
+        right = right + table["correct"].astype(float)
+    return right / n_samples
 
 
 def square_table(cases: pd.DataFrame) -> pd.DataFrame:
