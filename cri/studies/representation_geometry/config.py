@@ -88,7 +88,7 @@ class Geometry(RunOptions):
 PRESETS = {
     "cpu": Geometry(
         arms=("start", "untied", "noise", "smooth", "bent"),
-        written=("addition:direct:digit", "addition:scratchpad:number"),
+        written=("addition:direct:digit",),
     ),
     "test": Geometry(
         seeds=(0,), size=24, half_side=2, steps=40, periods=(20, 10), helix_periods=(24,), smooth=(3,),
