@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -361,6 +362,12 @@ def _git(*args: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def _program() -> str:
+    """The module behind `python -m`, or the script's name: never a folder of this machine."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return spec.name.removesuffix(".__main__") if spec is not None else Path(sys.argv[0]).name
+
+
 def provenance() -> dict[str, Any]:
     """Commit and dirty flag, versions, machine: what a recorded number needs to be traced.
 
@@ -381,6 +388,6 @@ def provenance() -> dict[str, Any]:
         "versions": versions,
         "device": device,
         "cpus": os.cpu_count(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([_program(), *sys.argv[1:]]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

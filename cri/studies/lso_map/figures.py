@@ -146,7 +146,7 @@ def draw_errors(cases: pd.DataFrame, manifest: Mapping[str, Any], figures: Path)
     models = list(inside.groupby(_MODEL_KEYS, sort=False))
     shares = [("units", "units right"), ("tens", "tens right")]
     shares += [("sampled", f"right of {manifest.get('samples', 0)} samples")] if "sampled" in cases else []
-    fig, axes = plots.figure(len(models), 1 + len(shares), size=(_PAGE / (1 + len(shares)), 2.45))
+    fig, axes = plots.figure(len(models), 1 + len(shares), size=(_PAGE / (1 + len(shares)), 2.2))
     for row, (key, part) in zip(axes, models, strict=True):
         task = _task(key[0], manifest)  # pyright: ignore[reportIndexIssue]
         numbers = part.assign(difference=pd.to_numeric(part["difference"], errors="coerce").clip(-MOST, MOST))
