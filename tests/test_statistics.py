@@ -48,7 +48,7 @@ def enriched(task: Task, groups: statistics.Groups, scores: np.ndarray) -> pd.Da
 
 def contrasts(task: Task, groups: statistics.Groups, scores: np.ndarray, value: str = "auc") -> pd.DataFrame:
     table = statistics.matched(scores, groups, K)
-    table["block"], table["run"] = np.repeat(statistics.grid_blocks(task, groups.test_ids), 2), 0
+    table["block"], table["run"] = np.repeat(statistics.grid_blocks(task, groups.test_ids), 3), 0
     return statistics.estimate(table, value, ["contrast"]).set_index("contrast")
 
 
@@ -254,6 +254,15 @@ def test_matched_against_loops(groups: statistics.Groups) -> None:
             assert row["excess"] == pytest.approx(share - expected)
             assert row["n_pairs"] == len(wins)
             assert row["auc"] == pytest.approx(np.mean(wins) if wins else np.nan, nan_ok=True)
+
+
+def test_near_cases_around_the_mirror_image_can_be_set_apart(task: Task, groups: statistics.Groups) -> None:
+    """A score that knows near cases only where they are no mirror images, and one that knows mirror images only."""
+    apart = contrasts(task, groups, (groups.near & ~groups.mirror).astype(float), "excess")["estimate"]
+    assert apart["near, mirror apart"] > 0.1
+    mirror = contrasts(task, groups, groups.mirror.astype(float), "excess")
+    assert mirror.loc["near", "estimate"] > 0.02  # near the diagonal they are near cases as well
+    assert mirror.loc["near, mirror apart", "estimate"] == pytest.approx(0, abs=1e-9)
 
 
 def test_contrasts_hold_each_other_and_graded_outputs_fixed(task: Task, groups: statistics.Groups) -> None:

@@ -105,15 +105,20 @@ def enrichment(scores: Scores, groups: Groups, k: int = 10) -> pd.DataFrame:
         )
 
 
+MIRROR_APART = "near, mirror apart"
+
+
 def matched(scores: Scores, groups: Groups, k: int = 10) -> pd.DataFrame:
     """Output-matched contrasts: does the score prefer near (or step-sharing) cases to others *with the same
     answer*?
 
-    Two contrasts, each over a pool of training cases that share no operand with the test case t, and each
+    Three contrasts, each over a pool of training cases that share no operand with the test case t, and each
     holding the other trait fixed (near cases often share the tens step, and step-sharing cases lie at
     particular distances):
 
         near: near cases against far ones, in the pool of those that share no step with t;
+        near, mirror apart: the same without the cases near t's mirror image. Around the diagonal these are near cases
+            too, elsewhere they are far ones, so that sets of cases differ in how many `near` counts;
         step: cases that share a step against those that do not, in the pool of far ones.
 
     Two measures. The *excess* of the trait among the top-k, standardised by output: with w the weights of
@@ -148,6 +153,7 @@ def matched(scores: Scores, groups: Groups, k: int = 10) -> pd.DataFrame:
         distance = groups.distance[:, j]
         for contrast, trait, pool, reach in (
             ("near", near, usable & ~step, None),
+            (MIRROR_APART, near, usable & ~step & ~groups.mirror[:, j], None),
             ("step", step, usable & ~near, DISTANCE_MATCH),
         ):
             members = np.flatnonzero(pool)
