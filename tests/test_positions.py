@@ -210,7 +210,8 @@ def test_earlier_runs_keep_their_hash():
 def test_scratchpad_states_line_up():
     task, fmt = make_task("length_addition", min_digits=2, max_digits=2, per_length=4), make_format("scratchpad")
     tokenizer = task_tokenizer("digit", task, fmt)
-    positions = run_positions(RFFT.replace(format="scratchpad", tokenizer="digit", positions="structured"), tokenizer)
+    config = RFFT.replace(format="scratchpad", tokenizer="digit", positions="structured")
+    positions = run_positions(config, task, fmt, tokenizer)
     ids = encode(task, fmt, tokenizer).ids[:1]
     where, _, _ = positions.advance(ids, positions.begin(1, ids.device))
     first = {"a": [2, 3], "b": [2, 3]}

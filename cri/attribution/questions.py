@@ -134,7 +134,7 @@ def checkpoints(
     settings = config.replace(seed=seed).train
     model = initial_of(materials, seed)
     trainer = Trainer(model, materials.tokens, train_ids, settings)
-    rates = learning_rates(settings)
+    rates = learning_rates(settings.steps, settings.lr, settings.warmup)
     # the last step has a rate of nearly 0: the middles of n equal parts
     for step in (settings.steps * (2 * np.arange(n) + 1) // (2 * n)).tolist():
         trainer.run(max(step, 1), log_every=max(1, settings.steps // 20))

@@ -82,7 +82,8 @@ def members_of(materials: Materials, replicas: Sequence[Replica], layout: Layout
 def initial_of(materials: Materials, seed: int) -> Any:
     """The model that a run with `seed` starts from (pretrained ones start the same)."""
     if is_preset(materials.config.model):
-        return initial_model(materials.config.replace(seed=seed), materials.tokenizer, materials.tokens)
+        config = materials.config.replace(seed=seed)
+        return initial_model(config, materials.task, materials.format, materials.tokenizer, materials.tokens)
     return copy.deepcopy(materials.model)
 
 

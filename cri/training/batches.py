@@ -10,17 +10,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cri.config import TrainConfig
 from cri.data.case_ids import check_case_ids
 from cri.errors import CriError
 
 
-def learning_rates(config: TrainConfig) -> Float[np.ndarray, " step"]:
-    """Learning rate of every step: linear from lr/warmup_steps to lr, then cosine towards 0."""
-    step = np.arange(config.steps)
-    warm = max(1, round(config.warmup * config.steps))
-    cosine = 0.5 * (1 + np.cos(np.pi * (step - warm) / max(1, config.steps - warm)))
-    return config.lr * np.where(step < warm, (step + 1) / warm, cosine)
+def learning_rates(steps: int, lr: float, warmup: float) -> Float[np.ndarray, " step"]:
+    """Learning rate of every step: linear to `lr` over the fraction `warmup` of the steps, then cosine towards 0."""
+    step = np.arange(steps)
+    warm = max(1, round(warmup * steps))
+    cosine = 0.5 * (1 + np.cos(np.pi * (step - warm) / max(1, steps - warm)))
+    return lr * np.where(step < warm, (step + 1) / warm, cosine)
 
 
 def uniform(keys: Int[Tensor, "*shape"], seed: int) -> Float[Tensor, "*shape"]:

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Int
 
 from cri.config import RunConfig
-from cri.data.splits import Split, make_split
+from cri.data.splits import Split
 from cri.errors import CorruptRunError, out_of_range, unknown_name
 from cri.models.device import resolve_device
 from cri.storage import (
@@ -37,10 +37,10 @@ from cri.storage import (
     write_text,
     writing_to,
 )
-from cri.tasks import Task, make_task
+from cri.tasks import Task
 from cri.training.forecast import stop_if_asked
 from cri.training.jobs import Backend, Outcome, Workers, progress_bar
-from cri.training.setup import BASE_WEIGHTS, Materials, check, prepare, run_positions
+from cri.training.setup import BASE_WEIGHTS, Materials, check, prepare, reopen
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,12 +144,13 @@ def train_run(
     first = process_rank()[0] == 0
     # what cannot be made is refused before anything is written
     materials, where = prepare(config), resolve_device(device)
+    identity = materials.identity
     # under `accelerate launch` the first process alone holds the lock, reads what is there and writes
     with locked(folder) if first else contextlib.nullcontext():
         if from_first_process(is_complete(folder)):
             if first:
                 verify(folder)
-                require_same(folder, read_json(folder / "manifest.json")["identity"], materials.identity)
+                require_same(folder, read_json(folder / "manifest.json")["identity"], identity)
                 clear_unfinished(folder)
             return folder
         with writing_to(folder):
@@ -171,7 +172,7 @@ def require_same(folder: Path, found: dict[str, str], expected: dict[str, str]) 
 def begin_run(folder: Path, materials: Materials) -> None:
     """Writes what is known before training."""
     split = materials.split
-    write_json(folder / "config.json", materials.config.to_dict())
+    write_json(folder / "config.json", materials.described)
     write_json(
         folder / "split.json", {**split.info, "n_train": int(split.train.sum()), "n_test": int(split.test.sum())}
     )
@@ -217,7 +218,8 @@ def _train(
 
     config, split = materials.config, materials.split
     first = process_rank()[0] == 0
-    model: Any = add_lora(materials.model, LoraConfig(), config.seed) if config.lora else materials.model
+    steps, lora, decoded, name = config.train.steps, config.lora, config.decoded, config.name
+    model: Any = add_lora(materials.model, LoraConfig(), config.seed) if lora else materials.model
     trainer = Trainer(model, materials.tokens, split.train_ids, config.train, device)
     checkpoint, metrics = folder / CHECKPOINT, folder / METRICS
     if from_first_process(checkpoint.exists()):
@@ -228,9 +230,7 @@ def _train(
 
     sample = _sample(split, 128)
     started, first_step = time.perf_counter(), trainer.step
-    bar = progress_bar(
-        config.train.steps, config.name, "step", progress and first, initial=trainer.step, position=position
-    )
+    bar = progress_bar(steps, name, "step", progress and first, initial=trainer.step, position=position)
     shown: dict[str, str] = {}
 
     def on_log(p: Progress) -> None:
@@ -240,28 +240,22 @@ def _train(
         bar.update(p.step - bar.n)
 
     # no more than asked for, and none that costs more than the training between two of them
-    eval_every = max(25, -(-config.train.steps // max(1, evals)))
-    stops = sorted(
-        {
-            *range(checkpoint_every, config.train.steps, checkpoint_every),
-            *range(eval_every, config.train.steps, eval_every),
-            config.train.steps,
-        }
-    )
+    eval_every = max(25, -(-steps // max(1, evals)))
+    stops = sorted({*range(checkpoint_every, steps, checkpoint_every), *range(eval_every, steps, eval_every), steps})
     for stop in stops:
         if stop <= trainer.step:
             continue
         trainer.run(stop, on_log=on_log if first else None)
         if not first:
             continue
-        if stop % eval_every == 0 and stop < config.train.steps:
+        if stop % eval_every == 0 and stop < steps:
             table = predictions(
                 model, materials.tokenizer, materials.tokens, materials.task, materials.format, split, sample
             )
             accuracy = accuracy_by_part(table)
             append_metrics(metrics, {"step": stop, "train_acc": accuracy["train"], "test_acc": accuracy["test"]})
             shown.update(train=f"{accuracy['train']:.2f}", test=f"{accuracy['test']:.2f}")
-        if stop % checkpoint_every == 0 or stop == config.train.steps:
+        if stop % checkpoint_every == 0 or stop == steps:
             trainer.save(checkpoint, materials.identity)
     bar.close()
     train_seconds = time.perf_counter() - started
@@ -269,8 +263,8 @@ def _train(
     if not first:
         return
 
-    model = merge_lora(model) if config.lora else model
-    chosen = None if config.decoded == 0 else _sample(split, config.decoded)
+    model = merge_lora(model) if lora else model
+    chosen = None if decoded == 0 else _sample(split, decoded)
     n = materials.task.n_cases if chosen is None else len(chosen)
     with progress_bar(n, "decoding", "case", progress, position=position, leave=False, delay=2) as decoding:
         table = predictions(
@@ -280,7 +274,7 @@ def _train(
     facts = {
         "padded_share": float(trainer.padded_share),
         "train_seconds": round(train_seconds, 2),
-        "steps_timed": config.train.steps - first_step,
+        "steps_timed": steps - first_step,
         "trained_on": device,
     }
     finish_run(folder, materials, model.to("cpu").eval(), table, facts)
@@ -349,21 +343,9 @@ def load_run(path: Path | str) -> Run:
     Raises `CriError` when `path` is no finished run, `CorruptRunError` when a file was altered or the run
     was made with other data than this code makes.
     """
-    from cri.data.token_table import encode
-    from cri.formats import make_format
-    from cri.models.loading import load_pretrained
-    from cri.models.positions import attach
-
     folder = Path(path)
     table = load_predictions(folder)
     config = RunConfig.from_dict(read_json(folder / "config.json"))
-    model, tokenizer = load_pretrained(str(folder / "model"))
-    task = make_task(config.task, **config.task_params)
-    fmt = make_format(config.format)
-    split = make_split(task, config.split, **config.split_params)
-    tokens = encode(task, fmt, tokenizer)
-    attach(model, run_positions(config, tokenizer, model))
-    run = Run(folder, config, task, split, fmt, tokenizer, tokens, model, table)
-    expected = Materials(config, task, split, fmt, tokenizer, tokens, model).identity
-    require_same(folder, read_json(folder / "manifest.json")["identity"], expected)
-    return run
+    made = reopen(config, folder / "model")
+    require_same(folder, read_json(folder / "manifest.json")["identity"], made.identity)
+    return Run(folder, config, made.task, made.split, made.format, made.tokenizer, made.tokens, made.model, table)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cri.checks import check_memory
 from cri.config import RunConfig, TrainConfig
@@ -47,11 +48,16 @@ class Materials:
         return prepare, (self.config,)
 
     @cached_property
+    def described(self) -> dict[str, Any]:
+        """The config as JSON, as run folders keep it."""
+        return self.config.to_dict()
+
+    @cached_property
     def identity(self) -> dict[str, str]:
         """Hashes that a checkpoint or finished run must share with this config and code."""
         mask = "".join(map(str, self.split.train.astype(int)))
         own = {
-            "config": config_hash(self.config.to_dict()),
+            "config": config_hash(self.described),
             "data": self.tokens.sha256()[:16],
             "split": config_hash({"mask": mask}),
         }
@@ -62,7 +68,9 @@ BASE_WEIGHTS = "base_weights"
 """Key of the identity of a run that starts from a model made elsewhere. Runs made before it was recorded lack it."""
 
 
-def initial_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, tokens: TokenTable) -> PreTrainedModel:
+def initial_model(
+    config: RunConfig, task: Task, fmt: Format, tokenizer: PreTrainedTokenizerBase, tokens: TokenTable
+) -> PreTrainedModel:
     """The randomly initialised model that a run of a preset starts from."""
     from cri.evaluation.decoding import decoding_room
     from cri.models.loading import build_model
@@ -72,7 +80,7 @@ def initial_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, tokens:
     n_positions = int(tokens.prompt_lengths.max()) + decoding_room(tokens)
     shape, rope = PRESETS.get(config.model), None
     if config.positions == "structured" and shape is not None:
-        period = run_positions(config, tokenizer).period
+        period = run_positions(config, task, fmt, tokenizer).period
         n_positions = max(n_positions, period)
         rope = rope_parameters(period, shape.d_model // shape.n_heads) if shape.block == "llama" else None
     elif isinstance(options, RandomOptions):
@@ -89,10 +97,9 @@ def initial_model(config: RunConfig, tokenizer: PreTrainedTokenizerBase, tokens:
 
 
 def run_positions(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None
+    config: RunConfig, task: Task, fmt: Format, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None
 ) -> Positions:
     """The positions of a run's texts; raises `CriError` where its format, tokenizer or model has no place for them."""
-    from cri.formats import make_format
     from cri.formats.fields import format_fields
     from cri.models.positions import Positions, position_options
 
@@ -101,7 +108,7 @@ def run_positions(
         return Positions(config.positions, options)
     ids = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     vocabulary = [token for token, _ in ids]
-    fields = format_fields(make_format(config.format), make_task(config.task, **config.task_params), vocabulary)
+    fields = format_fields(fmt, task, vocabulary)
     table = None if model is None else getattr(model.config, "n_positions", None)
     positions = Positions(config.positions, options, fields, vocabulary, with_lines=table is None)
     if table is not None and table < positions.period:
@@ -115,42 +122,62 @@ def check_steps(train: TrainConfig) -> None:
     check_memory("steps", train.steps, order, f"the order of {train.steps:,} batches of {train.batch_size:,}")
 
 
-def check(config: RunConfig) -> None:
-    """Raises `CriError` naming the field for anything `prepare` could not build, without building what takes long."""
+def _grid(config: RunConfig) -> tuple[Task, Format, Split]:
+    """Task, format and split of a config; raises `CriError` naming the field for a name or value that is none."""
     from cri.formats import make_format
     from cri.models.positions import position_options
 
     position_options(config.positions, config.position_params)
-    make_format(config.format)
-    check_steps(config.train)
+    fmt = make_format(config.format)
     if is_preset(config.model) and config.tokenizer not in TOKENIZERS:
         raise unknown_name("tokenizer", config.tokenizer, TOKENIZERS)
-    make_split(make_task(config.task, **config.task_params), config.split, **config.split_params)
+    task = make_task(config.task, **config.task_params)
+    return task, fmt, make_split(task, config.split, **config.split_params)
+
+
+def check(config: RunConfig) -> None:
+    """Raises `CriError` naming the field for anything `prepare` could not build, without building what takes long."""
+    check_steps(config.train)
+    _grid(config)
 
 
 def prepare(config: RunConfig) -> Materials:
-    """Builds what `config` names; raises `CriError` naming the field for anything it cannot build."""
+    """Builds what `config` names, each thing once; raises `CriError` naming the field for anything it cannot build."""
     from cri.data.token_table import encode, task_tokenizer
-    from cri.formats import make_format
     from cri.models.loading import load_pretrained, require_positions
-    from cri.models.positions import attach
     from cri.training.checkpoints import tensors_sha256
 
-    check(config)
-    task = make_task(config.task, **config.task_params)
-    fmt = make_format(config.format)
-    split = make_split(task, config.split, **config.split_params)
+    check_steps(config.train)
+    task, fmt, split = _grid(config)
     base_weights = ""
     if is_preset(config.model):
         tokenizer = task_tokenizer(config.tokenizer, task, fmt)
         tokens = encode(task, fmt, tokenizer)
-        model = initial_model(config, tokenizer, tokens)
+        model = initial_model(config, task, fmt, tokenizer, tokens)
     else:
         model, tokenizer = load_pretrained(config.model)
         tokens = encode(task, fmt, tokenizer)
         require_positions(model, tokens.ids.shape[1])
         base_weights = tensors_sha256(model.state_dict())[:16]  # before training changes them
-    positions = run_positions(config, tokenizer, model)
-    positions.check(tokens)
-    attach(model, positions)
-    return Materials(config, task, split, fmt, tokenizer, tokens, model, base_weights)
+    return _with_positions(Materials(config, task, split, fmt, tokenizer, tokens, model, base_weights))
+
+
+def reopen(config: RunConfig, folder: Path) -> Materials:
+    """What a finished run was trained on, with the model and tokenizer saved in `folder`; raises as `prepare` does."""
+    from cri.data.token_table import encode
+    from cri.models.loading import load_pretrained
+
+    model, tokenizer = load_pretrained(str(folder))
+    task, fmt, split = _grid(config)
+    return _with_positions(Materials(config, task, split, fmt, tokenizer, encode(task, fmt, tokenizer), model))
+
+
+def _with_positions(materials: Materials) -> Materials:
+    """The same, its model given the positions that its texts have."""
+    from cri.models.positions import attach
+
+    m = materials
+    positions = run_positions(m.config, m.task, m.format, m.tokenizer, m.model)
+    positions.check(m.tokens)
+    attach(m.model, positions)
+    return m

@@ -57,7 +57,7 @@ class Batches:
         self.first = int(tokens.prompt_lengths.min()) if config.loss_on == "completion" else 1
         self.ids = tokens.ids.to(device)
         self.labels = labels_of(tokens, config.loss_on).to(device)
-        self.lrs = learning_rates(config)
+        self.lrs = learning_rates(config.steps, config.lr, config.warmup)
         self.done = torch.zeros((), dtype=torch.long, device=device)
         self._rows = torch.from_numpy(self.order).to(device)
         self._lrs = torch.from_numpy(self.lrs).float().to(device)
@@ -103,7 +103,9 @@ class PlainStep:
     """
 
     def __init__(self, model: PreTrainedModel, batches: Batches, config: TrainConfig) -> None:
-        self.model, self.batches, self.config, self.device = model, batches, config, batches.device
+        self.model, self.batches, self.device = model, batches, batches.device
+        self.seed, self.precision = config.seed, config.precision
+        self.micro_batch, self.grad_clip = config.micro_batch, config.grad_clip
         self.positions = positions_of(model)
         self.rank, self.world = process_rank()
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -130,12 +132,12 @@ class PlainStep:
             else:
                 group["lr"] = float(self.batches.lrs[int(self.batches.done)])
         self.optimizer.zero_grad()  # a step that failed, as a capture may, leaves its gradient behind
-        for part in own.split(self.config.micro_batch or max(1, len(own))):
+        for part in own.split(self.micro_batch or max(1, len(own))):
             self.running += self.backward(part, width, n_targets)
         if self.world > 1:
             sum_over_processes([p.grad for p in self.optimized if p.grad is not None])
-        if self.config.grad_clip > 0:
-            torch.nn.utils.clip_grad_norm_(self.optimized, self.config.grad_clip)
+        if self.grad_clip > 0:
+            torch.nn.utils.clip_grad_norm_(self.optimized, self.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.batches.done += 1
@@ -155,12 +157,12 @@ class PlainStep:
             return {}
         keys = (cases + len(self.batches.ids) * self.batches.done)[:, None] * self.positions.n_draws
         places = torch.arange(self.positions.n_draws, device=self.device)
-        return self.positions.inputs(ids[:, :-1], uniform(keys + places, self.config.seed))
+        return self.positions.inputs(ids[:, :-1], uniform(keys + places, self.seed))
 
     @contextlib.contextmanager
     def context(self, kind: Kind) -> Iterator[None]:
         """How the model computes within the block: attention without padding masks, in the run's precision."""
-        with unmasked(self.model, kind), autocast(self.device, self.config.precision):
+        with unmasked(self.model, kind), autocast(self.device, self.precision):
             yield
 
     def _to_optimize(self) -> list[torch.nn.Parameter]:
@@ -221,7 +223,7 @@ class TracedStep(PlainStep):
             def summed(parameters: dict[str, Tensor], ids: Tensor, labels: Tensor) -> Tensor:
                 return torch.func.functional_call(Loss(self.model), parameters, (ids, labels, self.batches.first))
 
-            tolerance = rounding(self.config.precision)
+            tolerance = rounding(self.precision)
             self._traced[kind] = Traced(summed, lambda: self.context(kind), self.compiled, tolerance)
         ids, labels = self.batches.ids[cases, :width], self.batches.labels[cases, :width]
         loss = self._traced[kind](self._views(), ids, labels) / n_targets

@@ -68,21 +68,22 @@ class Trainer:
         *,
         way: Way | None = None,
     ) -> None:
-        self.config = config
+        self.steps, self.lr, self.precision = config.steps, config.lr, config.precision
+        checkpointing, seed = config.gradient_checkpointing, config.seed
         self.device = torch.device(device)
         self.model = model.to(self.device).train()  # pyright: ignore[reportArgumentType]
-        if config.gradient_checkpointing:
+        if checkpointing:
             model.activation_checkpointing_enable()
             self.model.enable_input_require_grads()  # else adapters behind a frozen embedding see no gradient
         self.batches = Batches(tokens, train_ids, config, self.device)
         self._step = make_step(self.model, self.batches, config, way)
         self.parameters = self._step.parameters
         self._graphed = GraphedStep(self._step, self.device)
-        if config.gradient_checkpointing or self._step.world > 1:
+        if checkpointing or self._step.world > 1:
             self._graphed.enabled = False  # checkpointing reads the random state, other processes are waited for
         self.step = 0
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(config.seed)
+            torch.manual_seed(seed)
             self._rng = self._random_state()
 
     @property
@@ -117,12 +118,12 @@ class Trainer:
         not finite, before anything is saved from it."""
         self.model.train()
         start, count = time.perf_counter(), 0
-        with self._own_random_state(), matmul_precision(self.config.precision):
-            while self.step < min(until, self.config.steps):
+        with self._own_random_state(), matmul_precision(self.precision):
+            while self.step < min(until, self.steps):
                 self._graphed(self.batches.width(self.step))
                 self.step += 1
                 count += 1
-                if self.step % log_every == 0 or self.step in (until, self.config.steps):
+                if self.step % log_every == 0 or self.step in (until, self.steps):
                     if self._step.world > 1:
                         sum_over_processes([self._step.running])
                     loss = float(self._step.running) / count
@@ -130,7 +131,7 @@ class Trainer:
                     count = 0
                     if not math.isfinite(loss):
                         raise CriError(
-                            f"lr: the loss is {loss} at step {self.step}; lower lr={self.config.lr:g} (the last good "
+                            f"lr: the loss is {loss} at step {self.step}; lower lr={self.lr:g} (the last good "
                             "checkpoint is kept)"
                         )
                     if on_log:
