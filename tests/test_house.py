@@ -61,6 +61,7 @@ def test_every_import_is_of_a_module_that_exists_and_none_closes_a_circle():
 
 def test_a_runs_config_is_read_on_one_way_and_each_thing_prepared_once(tmp_path, monkeypatch):
     """From `train_run` to the finished folder: where the config is read, and how often its parts are made."""
+    config = RunConfig(task_params={"size": 12}, split_params={"half_side": 2}, train=TrainConfig(steps=1))
     reads: dict[tuple[str, int, str], None] = {}  # module, line, field: in order, a line that is read again counts once
     for cls in (RunConfig, TrainConfig):
 
@@ -78,7 +79,6 @@ def test_a_runs_config_is_read_on_one_way_and_each_thing_prepared_once(tmp_path,
         if event == "call" and frame.f_globals.get("__name__", "").startswith("cri."):
             made[frame.f_code.co_name] += 1
 
-    config = RunConfig(task_params={"size": 12}, split_params={"half_side": 2}, train=TrainConfig(steps=1))
     sys.setprofile(count)
     try:
         train_run(config, tmp_path, progress=False)
