@@ -55,7 +55,7 @@ class ScoreConfig:
 
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
-    """The rows of an answers file, row i being line i + 1; raises `CriError` naming a line that is none."""
+    """The rows of an answers file, row i being line i + 1; raises `CriError` naming a line that is not valid."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -69,7 +69,7 @@ class SweepConfig:
 
 
 def described(error: Exception | None) -> str:
-    """An error as one cell of the table; of one that nobody foresaw, with its kind."""
+    """An error as one cell of the table; an unexpected one with its kind."""
     return "" if error is None else str(error) if isinstance(error, CriError) else f"{type(error).__name__}: {error}"
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cri.config import RunConfig, TrainConfig
-from cri.evaluation.decoding import decode, decoding_room
+from cri.evaluation.decoding import decode, max_new_tokens_for
 from cri.training.setup import prepare
 from cri.training.trainer import Trainer
 
@@ -28,11 +28,11 @@ def trained(request):
     return materials
 
 
-def one_by_one(materials, case: int, room: int) -> tuple[list[int], bool]:
+def one_by_one(materials, case: int, max_new_tokens: int) -> tuple[list[int], bool]:
     tokens = materials.tokens
     prompt = tokens.ids[case, : tokens.prompt_lengths[case]][None]
     out = materials.model.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=room, do_sample=False,
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=max_new_tokens, do_sample=False,
         pad_token_id=tokens.pad, eos_token_id=tokens.eos,
     )  # fmt: skip
     new = out[0, prompt.shape[1] :].tolist()
@@ -40,11 +40,11 @@ def one_by_one(materials, case: int, room: int) -> tuple[list[int], bool]:
 
 
 def test_batched_equals_one_by_one(trained):
-    tokens, room = trained.tokens, decoding_room(trained.tokens)
-    decoded = decode(trained.model, tokens, batch_tokens=40 * room)
-    cases = np.linspace(0, len(tokens) - 1, 10 if room > 20 else 40).astype(int)
+    tokens, max_new_tokens = trained.tokens, max_new_tokens_for(trained.tokens)
+    decoded = decode(trained.model, tokens, batch_tokens=40 * max_new_tokens)
+    cases = np.linspace(0, len(tokens) - 1, 10 if max_new_tokens > 20 else 40).astype(int)
     for case in cases:
-        expected, finished = one_by_one(trained, int(case), room)
+        expected, finished = one_by_one(trained, int(case), max_new_tokens)
         assert decoded.ids[case, : decoded.lengths[case]].tolist() == expected
         assert bool(decoded.finished[case]) == finished
 
@@ -67,7 +67,7 @@ def test_stopping_when_wrong_keeps_what_is_right(trained):
 
 
 def test_out_of_room_is_unfinished(trained):
-    decoded = decode(trained.model, trained.tokens, room=1)
+    decoded = decode(trained.model, trained.tokens, max_new_tokens=1)
     assert decoded.ids.shape == (len(trained.tokens), 1)
     np.testing.assert_array_equal(decoded.finished, decoded.lengths == 0)
 

@@ -1,4 +1,4 @@
-"""The geometry room, asked about models whose answer is known: hand-built ones, and a published one."""
+"""The geometry package, asked about models whose answer is known: hand-built ones, and a published one."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ STUDIES = sorted(m.name for m in pkgutil.iter_modules(cri.studies.__path__) if m
 
 
 def presets(name):
-    room = "cri.retraining" if name == "retraining_bank" else f"cri.studies.{name}"
-    return importlib.import_module(f"{room}.config").PRESETS
+    package = "cri.retraining" if name == "retraining_bank" else f"cri.studies.{name}"
+    return importlib.import_module(f"{package}.config").PRESETS
 
 
 def git(root, *words):

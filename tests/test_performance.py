@@ -36,18 +36,18 @@ def measured(folder, *parts: str) -> pd.DataFrame:
 
 
 def check(table: pd.DataFrame) -> None:
-    """Every row has its seconds; where there is an opponent, its seconds, its extent and the ratio too."""
+    """Every row has its seconds; where there is a baseline, its seconds, its extent and the ratio too."""
     assert np.isfinite(table["ours_s"]).all()
     assert (table["ours_s"] > 0).all()
-    against = table[table["opponent"].notna()]
-    assert (against["opponent_s"] > 0).all()
-    assert np.allclose(against["ratio"], against["opponent_s"] / against["ours_s"], rtol=1e-3)
-    assert against[["measured", "opponent_measured", "of"]].notna().all(axis=None)
+    against = table[table["baseline"].notna()]
+    assert (against["baseline_s"] > 0).all()
+    assert np.allclose(against["ratio"], against["baseline_s"] / against["ours_s"], rtol=1e-3)
+    assert against[["measured", "baseline_measured", "of"]].notna().all(axis=None)
 
 
 def differences(table: pd.DataFrame, part: str) -> list[float]:
-    """How far the part's notes say that our numbers are from the opponent's."""
-    notes = table.loc[(table["part"] == part) & table["opponent"].notna(), "note"]
+    """How far the part's notes say that our numbers are from the baseline's."""
+    notes = table.loc[(table["part"] == part) & table["baseline"].notna(), "note"]
     return [float(re.search(r"(?:differ by|states by) (\S+)", note)[1]) for note in notes]
 
 
@@ -66,7 +66,7 @@ def test_cheap_parts(cheap):
 
 
 def test_traces_are_decoded_on_the_same_cases_and_end(cheap):
-    against = cheap[(cheap["part"] == "trace_decoding") & cheap["opponent"].notna()]
+    against = cheap[(cheap["part"] == "trace_decoding") & cheap["baseline"].notna()]
     for note, n in zip(against["note"], (MINIATURE.traces_one_by_one, MINIATURE.traces_batched), strict=True):
         mean, ended, of, equal = re.search(r"trace (\S+) tokens, (\d+) of (\d+) ended, (\d+) equal", note).groups()
         assert int(of) == n
@@ -123,7 +123,7 @@ def test_generate_in_padded_batches_writes_what_decode_writes():
             p.add_(0.2 * torch.randn(p.shape, generator=generator))
     cases = np.random.default_rng(0).permutation(len(tokens))[:30]
     assert len(tokens.prompt_lengths[cases].unique()) == 3
-    found = decode(model, tokens[cases], room=7)
+    found = decode(model, tokens[cases], max_new_tokens=7)
     columns = (column.tolist() for column in (found.ids, found.lengths, found.finished))
     expected = [ids[:n] + [tokens.eos] * ended for ids, n, ended in zip(*columns, strict=True)]
     for batch_size in (1, 8):

@@ -141,7 +141,7 @@ def test_hugging_face_own_attention_and_bridge_agree(kind, params):
 def test_decoding_equals_teacher_forcing(kind, params):
     materials = _materials(kind, params)
     model, tokens = materials.model, materials.tokens[np.arange(len(materials.tokens))[-4:]]
-    written = decode(model, tokens, room=60)
+    written = decode(model, tokens, max_new_tokens=60)
     rows = [
         torch.cat([tokens.ids[i, : tokens.prompt_lengths[i]], torch.from_numpy(written.ids[i, : written.lengths[i]])])
         for i in range(len(tokens))

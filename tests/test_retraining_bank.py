@@ -75,7 +75,7 @@ def test_removals_are_of_one_size_reproducible_and_refuse_training_cases(additio
     task, train_ids, answers = addition
     test_id = task.id_of(20, 20)
     large = removal_groups(task, train_ids, test_id, answers, "40", 10_000 // 10, seed=1)
-    # all cases that share a step from afar, and as many near ones; there are not so many with the answer
+    # all distant cases that share a step, and as many near ones; fewer have the same answer
     assert len(large["near"]) == len(large["same_step"])
     assert "same_answer" not in large
     again = removal_groups(task, train_ids, test_id, answers, "40", 1000, seed=1)
@@ -390,7 +390,7 @@ def test_quality_study_from_records_to_figures(bank, tmp_path, monkeypatch):
     assert len(others) == 2
     assert not (others & ~train).any()
     judged = load_retrainings(bank / "test" / "addition-direct-number" / "subsets-50").train
-    assert not (others[:, None] == judged).all(axis=2).any()  # none of the subsets that are foretold
+    assert not (others[:, None] == judged).all(axis=2).any()  # none of the subsets that are predicted
     assert set(lds["retraining"]) == {"fixed seed", "new seed", "mean over seeds"}
     assert set(lds["target"]) == {"reference", "prediction"}
     assert lds["lds"].between(-1, 1).all()

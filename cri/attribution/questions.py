@@ -1,4 +1,4 @@
-"""What is asked of every attribution method: outputs of some queries, to be attributed to some training cases.
+"""The input of every attribution method: outputs of some queries, to be attributed to some training cases.
 
 A `Question` holds what the methods of `cri.attribution.methods` score, and computes what several of them share once.
 """

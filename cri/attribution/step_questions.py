@@ -2,7 +2,7 @@
 
 Which steps of which training cases made this digit likely? A `StepQuestion` answers as a `Question` does, its rows and
 columns being units (`cri.data.step_units`) in place of cases, so that every method of `cri.attribution.methods` that
-looks at the model scores it. A case's score is the sum of those of all its tokens; here it is told apart by its steps.
+looks at the model scores it. A case's score is the sum over all its tokens; here each step has a score of its own.
 """
 
 from __future__ import annotations

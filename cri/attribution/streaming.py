@@ -83,8 +83,10 @@ def plan_memory(
     choices, per_query, largest, gram = [], 0, 0, 0
     for block, s_train, s_test in zip(blocks, *widths, strict=True):
         m, n = block.shape
+        # <g, g'> costs m n for whole gradients; for factors it is a product of two Gram matrices, [s_train, s_test]
         choice = s_train * s_test * (m + n + 64) < m * n if factored is None else factored
         choices.append(choice)
+        # queries are held all along, a training batch only while it is scored: its largest block counts
         per_query += s_test * (m + n) if choice else m * n
         largest = max(largest, s_train * (m + n), 0 if choice else m * n)
         gram = max(gram, 2 * s_train * s_test if choice else 1)
@@ -96,7 +98,7 @@ def plan_memory(
     eager = getattr(config, "_attn_implementation", None) == "eager"
     patterns = 4 * config.num_hidden_layers * config.num_attention_heads if config is not None and eager else 0
     per_example = 5 * longest * features + patterns * longest**2 + 2 * largest
-    if vectors > 1:
+    if vectors > 1:  # a solver needs the gradients of all blocks at once, and several vectors of a query
         per_example += sum(block.size for block in blocks)
         per_query *= vectors
     budget = max_bytes // itemsize

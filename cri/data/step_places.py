@@ -81,7 +81,7 @@ class Place:
         if colon and kind == "element" and which:
             return cls("element", which)
         steps = ", ".join(f"step:{name}" for name in ("all", *COLUMNS))
-        raise CriError(f"place: {text!r} is none; use {steps}, step:NUMBER, line:NUMBER or element:NAME")
+        raise CriError(f"place: {text!r} is not a place; use {steps}, step:NUMBER, line:NUMBER or element:NAME")
 
 
 @dataclass(frozen=True)

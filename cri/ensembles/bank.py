@@ -28,7 +28,7 @@ from cri.data.case_ids import check_case_ids
 from cri.data.token_table import TokenTable
 from cri.ensembles.stacked import Layout, StackedForward
 from cri.errors import CriError, out_of_range
-from cri.evaluation.decoding import Decoded, decoding_room
+from cri.evaluation.decoding import Decoded, max_new_tokens_for
 from cri.models.attention import SHORT
 from cri.models.device import cases_forward
 from cri.storage import read_json, verify
@@ -122,7 +122,7 @@ class Bank:
 def load_bank(path: Path | str) -> Bank:
     """Opens a finished bank.
 
-    Raises `CriError` when `path` is none, `CorruptRunError` when a file was altered or the bank was made with
+    Raises `CriError` when `path` is no bank, `CorruptRunError` when a file was altered or the bank was made with
     other data than this code makes.
     """
     folder = Path(path)
@@ -170,18 +170,18 @@ def stacked_decode(
     Without a KV cache: for answers of a few tokens, recomputing the sequence is the lesser cost.
     """
     device, n = flat.device, len(tokens)
-    room = decoding_room(tokens)
-    ids_out = np.full((len(flat), n, room), tokens.eos, dtype=np.int64)
+    max_new_tokens = max_new_tokens_for(tokens)
+    ids_out = np.full((len(flat), n, max_new_tokens), tokens.eos, dtype=np.int64)
     lengths, finished = np.zeros((len(flat), n), dtype=np.int64), np.zeros((len(flat), n), dtype=bool)
     table = tokens.ids.to(device)
     for block in _case_blocks(forward, flat, tokens.prompt_lengths.numpy(), tokens.ids.shape[1], 1, share):
         start = int(tokens.prompt_lengths[block[0]])
         rows = torch.from_numpy(block).to(device)
         text = table[rows, :start].expand(len(flat), -1, -1)
-        out = torch.full((len(flat), len(block), room), tokens.eos, device=device)
+        out = torch.full((len(flat), len(block), max_new_tokens), tokens.eos, device=device)
         ended = torch.zeros(out.shape[:2], dtype=torch.bool, device=device)
         alive = torch.arange(len(block), device=device)
-        for i in range(room):
+        for i in range(max_new_tokens):
             token = forward.logits(flat, text, text.shape[2] - 1)[:, :, -1].argmax(-1)
             token = token.masked_fill(ended[:, alive], tokens.eos)
             out[:, alive, i] = token
@@ -194,13 +194,13 @@ def stacked_decode(
         ids_out[:, block] = out.cpu().numpy()
         finished[:, block] = ended.cpu().numpy()
     has_ended = ids_out == tokens.eos
-    lengths = np.where(has_ended.any(2) & finished, has_ended.argmax(2), room)
+    lengths = np.where(has_ended.any(2) & finished, has_ended.argmax(2), max_new_tokens)
     return [Decoded(*arrays) for arrays in zip(ids_out, lengths, finished, strict=True)]
 
 
 def decodes_stacked(tokens: TokenTable) -> bool:
     """Whether completions are short enough for `stacked_decode` to be the quicker way."""
-    return decoding_room(tokens) <= SHORT
+    return max_new_tokens_for(tokens) <= SHORT
 
 
 class AnswerReader:

@@ -231,6 +231,7 @@ class StackedTrainer:
         self.template = template.to(self.device).eval().requires_grad_(False)  # pyright: ignore[reportArgumentType]
         self.forward = StackedForward(self.template, layout, config.precision, compiled)
         self.flat = torch.stack([m.initial for m in members]).to(self.device).requires_grad_()
+        # one matrix [replica, parameter]: clipping and AdamW are then a few operations on it, however many models
         self.mean, self.square = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
         self.streams = [BatchStream(m.train_ids, tokens.lengths.numpy(), m.batch_size, m.seed) for m in members]
         self.batch = whole_tiles(max(s.size for s in self.streams), self.device)  # what is added is masked out
@@ -241,11 +242,13 @@ class StackedTrainer:
         as_vector = {"dtype": torch.float32, "device": self.device}
         self.lr = torch.tensor([m.lr for m in members], **as_vector)
         self.weight_decay = torch.tensor([m.weight_decay for m in members], **as_vector)
+        # members differ in the height of their learning rate, and share its course
         self.schedule = torch.tensor(learning_rates(config.steps, config.lr, config.warmup) / config.lr, **as_vector)
         self.step = 0
         self.done = torch.zeros((), dtype=torch.long, device=self.device)  # `step`, where the device reads it
         self.running = torch.zeros(len(members), device=self.device)
         self.losses = torch.zeros(math.ceil(config.steps / log_every), len(members), device=self.device)
+        # batches of some steps ahead, at most 64 MiB: one copy from the host, after which the device waits for nothing
         self.chunk = max(1, min(config.steps, (64 << 20) // (4 * len(members) * self.batch)))
         self.rows = torch.zeros(self.chunk, len(members), self.batch, dtype=torch.int32, device=self.device)
         self._chunk_start = -1  # first step of the chunk that `rows` holds
@@ -256,12 +259,13 @@ class StackedTrainer:
     def _train_step(self, width: Any) -> None:
         """One step of all members, reading only from the device."""
         rows = self.rows.index_select(0, (self.done % self.chunk)[None])[0]
-        absent = rows < 0
+        absent = rows < 0  # smaller batches are filled up, as all members must have one shape
         rows = rows.clamp_min(0).long()
         ids = self.ids[rows, :width]
         labels = self.labels[rows, :width].masked_fill(absent[..., None], -100)
         n_targets = (labels[..., self.first :] != -100).sum((1, 2))
         losses = self.forward.loss(self.flat, ids, labels, self.first) / n_targets
+        # no member's loss depends on another's row, so that the gradient of the sum is that of each
         (grad,) = torch.autograd.grad(losses.sum(), self.flat)
         lr = self.schedule.index_select(0, self.done[None]) * self.lr
         with torch.no_grad():

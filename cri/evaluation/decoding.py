@@ -1,8 +1,8 @@
 """Greedy decoding from the prompt alone, over whole grids, batched with a KV cache -> accuracy maps.
 
 Sequences are grouped by prompt length, so nothing is padded while decoding; a finished sequence leaves
-its batch. Room is measured from the reference completions: a generation that still runs out is reported
-as *truncated*, apart from *wrong*.
+its batch. `max_new_tokens` follows from the reference completions: a generation that has not ended by then
+is reported as *truncated*, apart from *wrong*.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ class Decoded:
     """Generated completions.
 
     Attributes:
-        ids: generated tokens without the end-of-sequence token, padded with it, [case, room].
+        ids: generated tokens without the end-of-sequence token, padded with it, [case, token].
         lengths: generated tokens before the end of sequence, [case].
-        finished: whether the end-of-sequence token came within the room, [case].
+        finished: whether the end-of-sequence token came before `max_new_tokens` were written, [case].
     """
 
-    ids: Int[np.ndarray, "case room"]
+    ids: Int[np.ndarray, "case token"]
     lengths: Int[np.ndarray, " case"]
     finished: Bool[np.ndarray, " case"]
 
 
-def decoding_room(tokens: TokenTable, slack: float = 0.25) -> int:
+def max_new_tokens_for(tokens: TokenTable, slack: float = 0.25) -> int:
     """Tokens to allow for a completion: the longest reference completion with its end of sequence, plus
     `slack` of it (at least four tokens)."""
     longest = int((tokens.lengths - tokens.prompt_lengths).max())
@@ -58,7 +58,7 @@ def decode(
     model: PreTrainedModel,
     tokens: TokenTable,
     *,
-    room: int | None = None,
+    max_new_tokens: int | None = None,
     batch_tokens: int | None = None,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
@@ -69,8 +69,8 @@ def decode(
 
     Args:
         model: any Hugging Face causal language model; used on its own device.
-        tokens: prompts to complete (reference completions only measure the room).
-        room: tokens to generate at most; by default `decoding_room(tokens)`, and never beyond the
+        tokens: prompts to complete (reference completions only say how long an answer is).
+        max_new_tokens: tokens to generate at most; by default `max_new_tokens_for(tokens)`, and never beyond the
             model's table of positions.
         batch_tokens: bound on sequences x positions held at once; by default 65,536, and on a GPU what a quarter of its
             free memory holds.
@@ -80,38 +80,38 @@ def decode(
         on_progress: called with the number of cases completed, as they are.
     """
     device = next(model.parameters()).device
-    room = decoding_room(tokens) if room is None else room
+    max_new_tokens = max_new_tokens_for(tokens) if max_new_tokens is None else max_new_tokens
     limit = getattr(model.config, "n_positions", None)
     if limit is not None:
-        room = min(room, limit - int(tokens.prompt_lengths.max()))
+        max_new_tokens = min(max_new_tokens, limit - int(tokens.prompt_lengths.max()))
     n = len(tokens)
     if batch_tokens is None:
         batch_tokens = sequences_decoded(model, device)
-    out = torch.full((n, room), tokens.eos, dtype=torch.long)
+    out = torch.full((n, max_new_tokens), tokens.eos, dtype=torch.long)
     lengths = torch.zeros(n, dtype=torch.long)
     finished = torch.zeros(n, dtype=torch.bool)
     prompt_lengths = tokens.prompt_lengths.cpu()
-    reference = torch.full((n, room), tokens.eos, dtype=torch.long) if stop_when_wrong else None
+    reference = torch.full((n, max_new_tokens), tokens.eos, dtype=torch.long) if stop_when_wrong else None
     if reference is not None:
         for row in range(n):
-            part = tokens.ids[row, prompt_lengths[row] : tokens.lengths[row]][:room]
+            part = tokens.ids[row, prompt_lengths[row] : tokens.lengths[row]][:max_new_tokens]
             reference[row, : len(part)] = part
     for prompt_length in prompt_lengths.unique().tolist():
         rows = (prompt_lengths == prompt_length).nonzero().flatten()
         # longest references together, so that a batch ends when most of it ends
         rows = rows[torch.argsort(tokens.lengths.cpu()[rows], descending=True, stable=True)]
-        size = max(1, batch_tokens // (prompt_length + room))
+        size = max(1, batch_tokens // (prompt_length + max_new_tokens))
         for part in rows.split(size):
             prompt = tokens.ids[part, :prompt_length].to(device)
             ref = None if reference is None else reference[part].to(device)
-            done = _decode_batch(model, prompt, room, tokens.eos, temperature, generator, ref)
+            done = _decode_batch(model, prompt, max_new_tokens, tokens.eos, temperature, generator, ref)
             out[part], lengths[part], finished[part] = (t.cpu() for t in done)
             if on_progress:
                 on_progress(len(part))
     return Decoded(out.numpy(), lengths.numpy(), finished.numpy())
 
 
-def _room_cache(model: PreTrainedModel, positions: int) -> Any:
+def _cache_of_length(model: PreTrainedModel, positions: int) -> Any:
     """A KV cache that holds `positions` from the start: transformers' own copies all of it at every token."""
     from transformers import Cache
     from transformers.cache_utils import DynamicLayer
@@ -140,25 +140,25 @@ def _room_cache(model: PreTrainedModel, positions: int) -> Any:
 def _decode_batch(
     model: PreTrainedModel,
     prompt: Int[Tensor, "case pos"],
-    room: int,
+    max_new_tokens: int,
     eos: int,
     temperature: float,
     generator: torch.Generator | None,
-    reference: Int[Tensor, "case room"] | None,
-) -> tuple[Int[Tensor, "case room"], Int[Tensor, " case"], Bool[Tensor, " case"]]:
+    reference: Int[Tensor, "case token"] | None,
+) -> tuple[Int[Tensor, "case token"], Int[Tensor, " case"], Bool[Tensor, " case"]]:
     n, start = prompt.shape
-    out = torch.full((n, room), eos, dtype=torch.long, device=prompt.device)
+    out = torch.full((n, max_new_tokens), eos, dtype=torch.long, device=prompt.device)
     lengths = torch.zeros(n, dtype=torch.long, device=prompt.device)
     finished = torch.zeros(n, dtype=torch.bool, device=prompt.device)
     held = torch.arange(n, device=prompt.device)  # the sequences in the cache
     going = torch.ones(n, dtype=torch.bool, device=prompt.device)  # those of them that still write
-    cache = _room_cache(model, start + room)
+    cache = _cache_of_length(model, start + max_new_tokens)
     inputs, scheme = prompt, positions_of(model)
     text = None if scheme is None else scheme.begin(n, prompt.device)
     # asking a GPU how many are left makes it wait: seldom in long texts
-    ask_every = 8 if prompt.device.type == "cuda" and room > 16 else 1
+    ask_every = 8 if prompt.device.type == "cuda" and max_new_tokens > 16 else 1
     with unmasked(model):
-        for i in range(room):
+        for i in range(max_new_tokens):
             if scheme is None or text is None:
                 positions = torch.arange(inputs.shape[1], device=prompt.device) + (start + i - inputs.shape[1])
                 where = {"position_ids": positions[None].expand(len(inputs), -1)}

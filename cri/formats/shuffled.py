@@ -19,7 +19,7 @@ _SEED = 2402
 
 @lru_cache(maxsize=32)
 def _permutation(task: Task) -> tuple[int, ...]:
-    # one cycle through all cases in random order: nobody keeps its own trace
+    # one cycle through all cases in random order: no case keeps its own trace
     order = np.random.default_rng(_SEED).permutation(task.n_cases)
     target = np.empty_like(order)
     target[order] = np.roll(order, 1)

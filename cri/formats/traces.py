@@ -55,7 +55,7 @@ class Reading:
 
     Attributes:
         status: `right` or `wrong` by the final answer alone; `truncated`: no end of sequence within
-            the room for decoding; `malformed`: finished, but no answer where the format puts it.
+            the tokens allowed; `malformed`: finished, but no answer where the format puts it.
         answer: the answer read, in the direct format's words; None if truncated or malformed.
         first_deviation: index of the first trace line that differs from the reference; None if the
             text follows the reference (as far as it goes, if truncated). A right answer may deviate.
@@ -87,7 +87,7 @@ def join(lines: Sequence[TraceLine]) -> str:
 class TraceWriter:
     """Writes a trace line by line, noting element spans, and applies at most one `Edit`.
 
-    Who computes the trace must go on with the text that `element` returns: it is the edited one.
+    The caller must continue with the text that `element` returns, because the edit may have replaced it.
     """
 
     def __init__(self, edit: Edit | None = None) -> None:

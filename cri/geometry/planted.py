@@ -1,7 +1,7 @@
 """A model whose code is known: it adds on a line, writes the sum on circles, and is out of phase in a square.
 
-The weights are set by hand in a stock GPT-2 of two layers, so that every analysis of this room can be asked what it is
-known to hold. Operands lie on a line and circles, with a mark on those of a gap. Attention adds them. The first MLP
+The weights are set by hand in a stock GPT-2 of two layers, so that every analysis of this package can be asked for what
+is known. Operands lie on a line and circles, with a mark on those of a gap. Attention adds them. The first MLP
 sees whether both operands are marked, and if so moves the sum by `shift`. The second MLP writes cos and sin of the
 (moved) sum at each period; the unembedding compares them with every number's. So in the square where both operands
 are marked the coarse sum is nearly right, the fine code is out of phase, and the answer is wrong by `shift`.

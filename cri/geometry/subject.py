@@ -32,7 +32,7 @@ OPERANDS = (0, 2)
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What every analysis of this room needs of a model.
+    """What every analysis of this package needs of a model.
 
     Attributes:
         bridge: the model, opened.

@@ -34,8 +34,8 @@ def continuations(
         prompts: given in place of the format's prompts.
 
     Returns:
-        For each the whole completion (prefix and what was written) and whether it ended. Room is what is
-        left of the completion and a quarter more.
+        For each the whole completion (prefix and what was written) and whether it ended. As many
+        tokens may be written as the reference still has, and a quarter more.
     """
     if not starts:
         return []
@@ -62,7 +62,7 @@ def continuations(
         index = (prompt_lengths == cut).nonzero().flatten()
         left = int((lengths[index] - cut).max())
         part = TokenTable(table, prompt_lengths, lengths, tokens.pad, tokens.eos)[index]
-        decoded = decode(model, part, room=left + max(4, round(0.25 * left)))
+        decoded = decode(model, part, max_new_tokens=left + max(4, round(0.25 * left)))
         written = [
             [*given[i], *row[:n]] for i, row, n in zip(index.tolist(), decoded.ids, decoded.lengths, strict=True)
         ]

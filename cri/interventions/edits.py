@@ -145,7 +145,7 @@ def _answer(task: Task, fmt: Format, lines: Sequence[TraceLine]) -> str | None:
 
 
 def check_kinds(kinds: Iterable[str]) -> None:
-    """Raises `UnknownNameError` for a kind that is none."""
+    """Raises `UnknownNameError` for an unknown kind."""
     for kind in kinds:
         if kind not in KINDS:
             raise unknown_name("elements", kind, KINDS)

@@ -181,6 +181,8 @@ class _Engine:
         self.mid = [f"blocks.{i}.hook_resid_mid" for i in range(n_layers)]
         self.post = f"blocks.{n_layers - 1}.hook_resid_post"
         names = {*sites, *self.pre, *self.mid, self.post}
+        # A patch changes one position, and attention is causal. Everything before it is the base's, so that the base
+        # and the source are run once for all patches, and a patch runs only what comes after it.
         base = bridge.run_with_cache(ids, names_filter=sorted(names))[1]
         source = bridge.run_with_cache(pairs.source_ids.to(self.device), names_filter=sorted(set(sites)))[1]
         # the last residual is needed for positions without a patch, every other one to run on from
@@ -194,6 +196,7 @@ class _Engine:
             if basis is not None:
                 delta = delta @ basis.to(delta) @ basis.to(delta).T
             self.patch[site] = self._after(site, base[site] + delta)
+        # keys and values of the base, which the layers above a patch attend to at unpatched positions
         self.cache: Any = DynamicCache(config=self.config)
         model(input_ids=ids, cache=self.cache, use_cache=True, logits_to_keep=1)
 
@@ -218,6 +221,8 @@ class _Engine:
 
     def patched(self, p: int) -> Float[Tensor, "site pair window vocab"]:
         """Logits over the window with each site patched at position p."""
+        # Patches of one position differ only in the layer that they enter. They share one pass upwards: each joins the
+        # batch at its own layer, so that the cost is that of the lowest site, not of the sum of all.
         entering: dict[int, list[tuple[int, Tensor]]] = {}
         for i, site in enumerate(self.sites):
             layer, values = self.patch[site]
@@ -229,6 +234,7 @@ class _Engine:
         for layer in range(last + 1):
             new = entering.get(layer, [])
             order += [i for i, _ in new]
+            # of the last layer only the window is read, so that a patch that enters there needs less than the others
             if layer == last and resid is not None:
                 ends.append(self._layer(layer, resid, slice(0, p), p)[:, first : first + self.window])
             if layer == last and new:
@@ -238,6 +244,7 @@ class _Engine:
                 rows = [torch.cat([value[:, None], plain], dim=1) for _, value in new]
                 if rows or resid is not None:
                     resid = self._layer(layer, torch.cat([*([] if resid is None else [resid]), *rows]), slice(0, p), p)
+        # a patch behind the last layer changes its own position alone: no layer follows that could move it
         for i, value in entering.get(last + 1, []):
             order.append(i)
             end = self._window(self.post)
@@ -250,7 +257,7 @@ class _Engine:
 
     def _last(self, values: Float[Tensor, "row d"], p: int) -> Float[Tensor, "row window d"]:
         """The last layer's output over the window where only position p enters it changed: the keys and values
-        of all others are the base's, and nobody asks for the outputs before the window."""
+        of all others are the base's, and outputs before the window are not read."""
         layer = len(self.layers) - 1
         window = self._window(self.pre[layer])[:, 0 if p < self.read else 1 :]
         fed = torch.cat([values[:, None], window.repeat(len(values) // len(window), 1, 1)], dim=1)
@@ -258,8 +265,8 @@ class _Engine:
         return self._layer(layer, fed, others, p)[:, -self.window :]
 
     def _layer(self, layer: int, resid: Float[Tensor, "row fed d"], past: slice | list[int], p: int) -> Tensor:
-        """A layer over position p and the last positions of the sequence, whatever is fed of them, the base's
-        keys and values standing at `past`."""
+        """One layer over the rows fed: position p and the last positions of the sequence. At `past` it attends to the
+        base's keys and values."""
         from transformers import DynamicCache
 
         kept, cache = self.cache.layers[layer], DynamicCache(config=self.config)

@@ -108,7 +108,7 @@ def edit_rules(
             }  # fmt: skip
             owners.append(row)
             rows.append(row)
-            # the reference completion only measures the room; nothing of it is given
+            # the reference completion only says how long an answer is; nothing of it is given
             own = trained_rule.run(a, b).text
             starts.append((int(case), text if len(text) > len(own) and encodable(run.tokenizer, text) else own, 0))
             shown = f"{source}\n" if source else ""

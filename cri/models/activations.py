@@ -157,7 +157,7 @@ def collect(
 
     Raises `UnknownNameError` for an unknown hook, `CriError` for a hook that is switched off, is never run or has no
     vector at a token, for a position outside a sequence, for a place that no case has, for ids that are no case ids,
-    when the limit is exceeded and no `folder` is given, or when the folder's disk has no room.
+    when the limit is exceeded and no `folder` is given, or when the folder's disk has no space.
     """
     check_sites(bridge, sites)
     rows = np.arange(len(tokens)) if case_ids is None else check_case_ids(case_ids, len(tokens))

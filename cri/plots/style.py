@@ -48,7 +48,7 @@ ERROR_COLORS = {
     "format": "#888888",
     "truncated": "#000000",
 }
-"""First deviations of a trace (`cri.formats.traces.ERROR_KINDS`), and generations that ran out of room."""
+"""First deviations of a trace (`cri.formats.traces.ERROR_KINDS`), and generations cut off at `max_new_tokens`."""
 
 _STYLE: Any = {
     "font.size": 8,

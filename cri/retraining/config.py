@@ -101,7 +101,7 @@ class RetrainingBank(WorkOptions):
 
     @property
     def shape(self) -> dict[str, str | int]:
-        """What models of other studies must share with this bank's to be laid beside them."""
+        """What models of other studies must share with this bank's to be compared with them."""
         return {"model": self.model, "size": self.size, "half_side": self.half_side}
 
     def folder(self, family: str, kind: str) -> Path:

@@ -45,7 +45,7 @@ class Family:
 
     Attributes:
         config: of its runs (the square split).
-        materials: what that config stands for.
+        materials: what that config names, prepared.
         outside: single cases held out outside the square, where training cases surround them.
         base: training cases of the base models: `square` (without `outside`) and `random`.
         queries: cases whose outputs are recorded: the square, `outside`, some held out by the random split.
@@ -323,8 +323,8 @@ def explained_predictions(record: Retrainings, tokens: TokenTable) -> dict[str, 
 
 
 def predictions(family: Family, record: Retrainings) -> dict[str, list[str]]:
-    """The labels that each base model predicts for the queries, by the model's name ("" where the decoding ran out of
-    room or gave no answer)."""
+    """The labels that each base model predicts for the queries, by the model's name ("" where the decoding was
+    cut off or gave no answer)."""
     texts: dict[str, list[str]] = {}
     for name, table in explained_predictions(record, family.materials.tokens).items():
         answers = []

@@ -72,7 +72,7 @@ class Retrainings:
         queries: the case ids whose outputs were recorded.
         loss: cross-entropy summed over a completion and its end of sequence, [replica, query]: of the `reference`
             answer, and of the `prediction` of the model that the replica's note `explains` names.
-        completions: tokens that each model generates for the queries, where recorded, [replica, query, room].
+        completions: tokens that each model generates for the queries, where recorded, [replica, query, token].
         completion_lengths: how many of them come before the end of sequence, [replica, query].
     """
 
@@ -83,7 +83,7 @@ class Retrainings:
     correct: Bool[np.ndarray, "replica case"]
     queries: Int[np.ndarray, " query"]
     loss: Mapping[str, Float[np.ndarray, "replica query"]]
-    completions: Int[np.ndarray, "replica query room"] | None
+    completions: Int[np.ndarray, "replica query token"] | None
     completion_lengths: Int[np.ndarray, "replica query"] | None
 
     def __len__(self) -> int:
@@ -107,7 +107,7 @@ class Retrainings:
         return completed(tokens[self.queries], self.completions[replica], self.completion_lengths[replica])
 
 
-def completed(tokens: TokenTable, ids: Int[np.ndarray, "case room"], lengths: Int[np.ndarray, " case"]) -> TokenTable:
+def completed(tokens: TokenTable, ids: Int[np.ndarray, "case token"], lengths: Int[np.ndarray, " case"]) -> TokenTable:
     """`tokens` with the first `lengths` of the decoded `ids` as completions."""
     return tokens.with_completions([row[:n].tolist() for row, n in zip(ids, lengths, strict=True)])
 

@@ -1,4 +1,4 @@
-"""What a group of training cases is worth, from random training subsets: no removal need be designed for it.
+"""Marginal effect of a group of training cases, from random training subsets: no designed removal is needed.
 
 For a query q and a subset S, let n_G(S) be how many cases of group G (relative to q) S holds. Over the subsets,
 

@@ -210,7 +210,7 @@ def writing_to(folder: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise CriError(f"out: cannot write to {folder} ({reason}); the run resumes when there is room") from error
+        raise CriError(f"out: cannot write to {folder} ({reason}); the run resumes when there is space") from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -1,7 +1,7 @@
 """Independent jobs: one after the other in this process, one a core, or on a Ray cluster.
 
 Sweeps, studies and banks of retrained models all train many models that do not need each other. They say what one
-job is; here is decided where it runs. What a job computes does not depend on that: each has one thread.
+job is; this module decides where it runs. What a job computes does not depend on that: each has one thread.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Outcome(Generic[Value]):
-    """What one job came to: its value, or the error that ended it. An error that nobody foresaw carries the
+    """The outcome of one job: its value, or the error that ended it. An unexpected error carries the
     traceback of its process as a note."""
 
     value: Value | None

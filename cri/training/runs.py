@@ -155,7 +155,7 @@ def train_run(
             return folder
         with writing_to(folder):
             _train(folder, materials, where, checkpoint_every, evals, progress, position)
-        from_first_process(None)  # nobody leaves before the folder is whole
+        from_first_process(None)  # no process leaves before the folder is whole
     return folder
 
 

@@ -1,4 +1,4 @@
-"""What a config stands for before any training: task, split, format, tokenizer, tokens, initial model."""
+"""Everything that a config names, prepared once before training: task, split, format, tokenizer, tokens, model."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def initial_model(
     config: RunConfig, task: Task, fmt: Format, tokenizer: PreTrainedTokenizerBase, tokens: TokenTable
 ) -> PreTrainedModel:
     """The randomly initialised model that a run of a preset starts from."""
-    from cri.evaluation.decoding import decoding_room
+    from cri.evaluation.decoding import max_new_tokens_for
     from cri.models.loading import build_model
     from cri.models.positions import RandomOptions, position_options, rope_parameters
 
     options = position_options(config.positions, config.position_params)
-    n_positions = int(tokens.prompt_lengths.max()) + decoding_room(tokens)
+    n_positions = int(tokens.prompt_lengths.max()) + max_new_tokens_for(tokens)
     shape, rope = PRESETS.get(config.model), None
     if config.positions == "structured" and shape is not None:
         period = run_positions(config, task, fmt, tokenizer).period
@@ -123,7 +123,7 @@ def check_steps(train: TrainConfig) -> None:
 
 
 def _grid(config: RunConfig) -> tuple[Task, Format, Split]:
-    """Task, format and split of a config; raises `CriError` naming the field for a name or value that is none."""
+    """Task, format and split of a config; raises `CriError` naming the field for an unknown name or a bad value."""
     from cri.formats import make_format
     from cri.models.positions import position_options
 

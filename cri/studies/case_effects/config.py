@@ -24,7 +24,7 @@ class CaseEffects(WorkOptions):
     n_boot: int = 500
     """Bootstrap samples."""
     n_calibration: int = 0
-    """Simulated experiments for each planted mechanism; 0 leaves the calibration out. It asks no bank."""
+    """Simulated experiments for each planted mechanism; 0 leaves the calibration out. It reads no bank."""
     n_coverage: int = 0
     """Simulated experiments for each setting of the intervals' coverage; 0 leaves it out."""
     records: Path = Path("studies") / bank_config.NAME

@@ -180,7 +180,7 @@ class Record:
 
 def _hand_out(folder: Path) -> None:
     """Moves figures that were drawn into a record to where they belong, and removes those that it no longer has (if
-    nobody changed them since)."""
+    they were not changed since)."""
     from cri.storage import file_sha256, read_json
 
     drawn = folder / _DRAWN

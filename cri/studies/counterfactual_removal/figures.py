@@ -119,7 +119,7 @@ def _index(index: pd.DataFrame, cases: pd.DataFrame) -> Any:
 
 
 def _dose_index(table: pd.DataFrame) -> Any:
-    """From random subsets: the worth of so many near cases against that of as many that share a step."""
+    """From random subsets: the marginal effect of near cases against that of as many cases that share a step."""
     share = f"{table['removed'].mode().iloc[0]:.0%} removed"
     title = f"{span(table['n_subsets'])} random subsets, {share},\n{span(table['n_seeds'])} seeds"
     return _strips(table, None, [*FAMILY, "removed", "region"], title)

@@ -99,8 +99,8 @@ def symmetry_table(base: Retrainings, task: Task) -> pd.DataFrame:
         ids = base.queries[held]
         assert base.completions is not None  # base models have them
         assert base.completion_lengths is not None
-        room = np.arange(base.completions.shape[2])
-        texts = np.where(room < base.completion_lengths[i, held, None], base.completions[i, held], -1)
+        place = np.arange(base.completions.shape[2])
+        texts = np.where(place < base.completion_lengths[i, held, None], base.completions[i, held], -1)
         first, second = np.triu_indices(len(ids), 1)
         right = base.correct[i, ids]
         chosen = (answers[ids[first]] == answers[ids[second]]) & ~(right[first] & right[second])
@@ -209,7 +209,7 @@ _BESIDE = ("same_answer", "distance", "image")
 
 
 def sliding_summary(slides: pd.DataFrame, n_boot: int = 2000) -> pd.DataFrame:
-    """What the accuracy of a place goes with: Spearman's correlation over places (the mean over seeds each) with the
+    """What the accuracy of a place correlates with: Spearman's correlation over places (mean over seeds) with the
     number of training cases that share an answer with its cases, with their distance from the training cases, and with
     the share of them whose mirror image is trained. Intervals: bootstrap over places. And the mean accuracy of the
     places on the diagonal, where a square is its own mirror image, and off it; without the outermost ones, where

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 TEST_SEED = 1000
 LIST_END = "list end"
-"""A list that ends too early or too late, which is told apart from a wrong digit."""
+"""A list that ends too early or too late, counted apart from a wrong digit."""
 
 
 def longest_carry_chain(a: int, b: int) -> int:

@@ -68,7 +68,7 @@ class NeighborAttribution(RunOptions):
 PRESETS = {
     "cpu": NeighborAttribution(),
     "test": NeighborAttribution(size=24, half_side=4, steps=150, k=5, n_boot=200, name="test"),
-    # models of the shape that the CPU's retraining bank has, so that removals can be laid beside
+    # models of the shape that the CPU's retraining bank has, so that removals can be compared
     "small": NeighborAttribution(
         size=30,
         half_side=3,

@@ -1,4 +1,4 @@
-"""What a user would run instead of this package, written as they would write it: the opponents of `performance`.
+"""What a user would run instead of this package, written as they would write it: the baselines of `performance`.
 
 - The loop that the paper's public code describes: fp32, every sequence padded to 50 tokens, batch 30, loss on prompt
   and padding, validation decoding one case at a time.
@@ -259,7 +259,7 @@ def kronfluence_scores(
     task = LanguageModelling()
     prepared = prepare_model(copy.deepcopy(model), task)  # it wraps the layers in place
     with tempfile.TemporaryDirectory() as folder:
-        analyzer = Analyzer("opponent", prepared, task, cpu=True, output_dir=folder, disable_tqdm=True)
+        analyzer = Analyzer("baseline", prepared, task, cpu=True, output_dir=folder, disable_tqdm=True)
         started = time.process_time()
         analyzer.fit_all_factors(
             "factors", dataset(train), per_device_batch_size=batch_size,

@@ -34,7 +34,7 @@ class PerformanceConfig(StudyOptions):
     """Steps measured of the 4,000 of a `nano` run (both sides)."""
     paper_model: str = "gpt2-shape"
     paper_steps: int = 3
-    """Steps measured of the 31,900 of the paper's protocol (opponent; ours takes ten times as many)."""
+    """Steps measured of the 31,900 of the paper's protocol (baseline; ours takes ten times as many)."""
     one_by_one: int = 20
     """Cases measured of one-at-a-time decoding."""
     scratchpad_steps: int = 300
@@ -48,7 +48,7 @@ class PerformanceConfig(StudyOptions):
     """Training and test cases scored by this package and by kronfluence, besides the whole grid."""
     replicas: int = 256
     replica_steps: int = 300
-    """Steps measured of the 4,000 of each replica (opponent)."""
+    """Steps measured of the 4,000 of each replica (baseline)."""
     replicas_measured: int = 4
     """Replicas really trained by this package; the rest is extrapolated."""
     trace_steps: int = 1
@@ -57,9 +57,9 @@ class PerformanceConfig(StudyOptions):
     trace_micro: int = 1
     growth_steps: int = 20
     repeats: int = 3
-    """Short measurements are repeated in turn, ours and the opponent's, and the quickest of each counts."""
+    """Short measurements are repeated in turn, ours and the baseline's, and the quickest of each counts."""
     threads: int = 1
-    """Of each process on CPU, ours and the opponent's. Small models gain little from a second thread, and on a busy
+    """Of each process on CPU, ours and the baseline's. Small models gain little from a second thread, and on a busy
     machine they lose much."""
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cri.studies.performance.config import PerformanceConfig
 
 BATCH = 64
-"""Prompts that the opponent's batched `generate` is given at once."""
+"""Prompts that the baseline's batched `generate` is given at once."""
 
 
 def decoding(config: PerformanceConfig, device: str) -> Iterator[Row]:
@@ -28,27 +28,29 @@ def decoding(config: PerformanceConfig, device: str) -> Iterator[Row]:
     tokens, everything = materials.tokens, materials.split.train_ids
     for preset in ("nano", "gpt2-shape") if device.startswith("cuda") else ("nano",):
         model = model_of(preset, tokens).to(device)  # pyright: ignore[reportArgumentType]
-        # every reference is answer and end: the opponent is not made to write more than that
-        room = int((tokens.lengths - tokens.prompt_lengths).max())
-        decode(model, tokens[everything[:256]], room=room)
+        # every reference is answer and end: the baseline is not made to write more than that
+        max_new_tokens = int((tokens.lengths - tokens.prompt_lengths).max())
+        decode(model, tokens[everything[:256]], max_new_tokens=max_new_tokens)
 
-        def ours(model: PreTrainedModel = model, room: int = room) -> float:
+        def ours(model: PreTrainedModel = model, max_new_tokens: int = max_new_tokens) -> float:
             synchronize(device)
             started = time.perf_counter()
-            decode(model, tokens, room=room)
+            decode(model, tokens, max_new_tokens=max_new_tokens)
             return time.perf_counter() - started
 
         for batch, cases in ((1, config.one_by_one), (BATCH, BATCH * max(1, config.one_by_one // 10))):
             some = everything[:cases]
 
-            def theirs(model: PreTrainedModel = model, room: int = room, batch: int = batch, some: Any = some) -> float:
-                return timed_generate(model, tokens, some, device, batch_size=batch, max_new_tokens=room)[0]
+            def theirs(
+                model: PreTrainedModel = model, longest: int = max_new_tokens, batch: int = batch, some: Any = some
+            ) -> float:
+                return timed_generate(model, tokens, some, device, batch_size=batch, max_new_tokens=longest)[0]
 
             seconds, generated = quickest(config.repeats, ours, theirs)
             yield row(
                 f"{preset}, whole direct grid", f"generate, {'one at a time' if batch == 1 else f'batches of {batch}'}",
                 seconds, generated * len(tokens) / len(some), f"{len(tokens)} cases", f"{len(some)} cases",
-                f"{len(tokens)} cases", f"up to {room} tokens each",
+                f"{len(tokens)} cases", f"up to {max_new_tokens} tokens each",
             )  # fmt: skip
 
 
@@ -60,7 +62,7 @@ def trace_decoding(config: PerformanceConfig, device: str) -> Iterator[Row]:
     """
     import numpy as np
 
-    from cri.evaluation.decoding import decode, decoding_room
+    from cri.evaluation.decoding import decode, max_new_tokens_for
     from cri.studies.performance.baselines import synchronize, timed_generate
     from cri.training.recipes import recipe
     from cri.training.trainer import Trainer
@@ -70,14 +72,14 @@ def trace_decoding(config: PerformanceConfig, device: str) -> Iterator[Row]:
     train = dataclasses.replace(materials.config.train, steps=config.scratchpad_steps)
     Trainer(model, tokens, materials.split.train_ids, train, device).run(train.steps)
     model = model.to(device).eval()  # pyright: ignore[reportArgumentType]
-    room = decoding_room(tokens)
+    max_new_tokens = max_new_tokens_for(tokens)
     cases = np.random.default_rng(0).permutation(len(tokens))
     made = f"nano, scratchpads after {train.steps} steps of {train.batch_size}"
 
     def decoded(some: np.ndarray) -> tuple[float, Decoded]:
         synchronize(device)
         started = time.perf_counter()
-        found = decode(model, tokens[some], room=room)
+        found = decode(model, tokens[some], max_new_tokens=max_new_tokens)
         return time.perf_counter() - started, found
 
     decoded(cases[:BATCH])  # what is set up once
@@ -93,7 +95,7 @@ def trace_decoding(config: PerformanceConfig, device: str) -> Iterator[Row]:
 
         def theirs(batch: int = batch, some: np.ndarray = some, texts: dict[str, list[list[int]]] = texts) -> float:
             seconds, texts["theirs"] = timed_generate(
-                model, tokens, some, device, batch_size=batch, max_new_tokens=room
+                model, tokens, some, device, batch_size=batch, max_new_tokens=max_new_tokens
             )
             return seconds
 
@@ -105,8 +107,8 @@ def trace_decoding(config: PerformanceConfig, device: str) -> Iterator[Row]:
         yield row(
             f"{made}: {len(some)} cases", f"generate, {how}", own, other, f"{len(some)} cases", "the same cases",
             f"{len(some)} cases",
-            f"{sum(lengths) / own:.0f} tokens a second, opponent {sum(their_lengths) / other:.0f}; mean trace "
-            f"{np.mean(lengths):.1f} tokens, {ended} of {len(some)} ended, {equal} equal to the opponent's",
+            f"{sum(lengths) / own:.0f} tokens a second, baseline {sum(their_lengths) / other:.0f}; mean trace "
+            f"{np.mean(lengths):.1f} tokens, {ended} of {len(some)} ended, {equal} equal to the baseline's",
         )  # fmt: skip
     everything = np.arange(len(tokens))
     [seconds] = quickest(config.repeats, lambda: decoded(everything)[0])

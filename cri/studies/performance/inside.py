@@ -1,6 +1,6 @@
 """What looks inside a model, measured: activations, interchange maps, influence scores.
 
-All on CPU in one process, in CPU seconds: what else the machine does at the time then counts little. The opponent's
+All on CPU in one process, in CPU seconds: what else the machine does at the time then counts little. The baseline's
 numbers are compared with ours in every note; a quicker way to other numbers would be no gain.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cri.studies.performance.config import PerformanceConfig
 
 FORWARD, BACKWARD = 1024, 256
-"""Cases in one forward pass and in one backward pass, ours and the opponent's."""
+"""Cases in one forward pass and in one backward pass, ours and the baseline's."""
 
 
 def _on_cpu(device: str) -> None:

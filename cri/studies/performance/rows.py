@@ -21,12 +21,12 @@ Row = dict[str, Any]
 
 
 def row(
-    work: str, opponent: str, ours: float, theirs: float, measured: str, opponent_measured: str, of: str, note: str = ""
+    work: str, baseline: str, ours: float, theirs: float, measured: str, baseline_measured: str, of: str, note: str = ""
 ) -> Row:
-    """One comparison: seconds of the whole work, ours and the opponent's, and on how much of it each was measured."""
+    """One comparison: seconds of the whole work, ours and the baseline's, and on how much of it each was measured."""
     return {
-        "work": work, "opponent": opponent, "ours_s": ours, "opponent_s": theirs, "ratio": theirs / ours,
-        "measured": measured, "opponent_measured": opponent_measured, "of": of, "note": note,
+        "work": work, "baseline": baseline, "ours_s": ours, "baseline_s": theirs, "ratio": theirs / ours,
+        "measured": measured, "baseline_measured": baseline_measured, "of": of, "note": note,
     }  # fmt: skip
 
 

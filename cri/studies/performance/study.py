@@ -1,8 +1,8 @@
 """How fast, against what a user would use instead?
 
-Every row sets this package and an opponent on the same work, on the same machine, in one run. What takes too long
+Every row sets this package and a baseline on the same work, on the same machine, in one run. What takes too long
 is measured on a stated number of steps or cases and extrapolated linearly: columns `measured` and
-`opponent_measured` say on how many, next to the `of` in all. `ratio` is opponent seconds over ours.
+`baseline_measured` say on how many, next to the `of` in all. `ratio` is baseline seconds over ours.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _measure(part: str, config: PerformanceConfig, device: str, record: Record, 
     try:
         for row in PARTS[part](config, device):
             rows.append({"part": part, **row})
-            ratio = f"  {row['ratio']:.1f}x {row['opponent']}" if "ratio" in row else ""
+            ratio = f"  {row['ratio']:.1f}x {row['baseline']}" if "ratio" in row else ""
             ours = row.get("ours_s", math.nan)
             print(f"{part}: {row['work']}: {ours:.4g} s{ratio}  {row.get('note', '')}", flush=True)
             if not stands:

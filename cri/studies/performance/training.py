@@ -59,7 +59,7 @@ def nano(config: PerformanceConfig, device: str) -> Iterator[Row]:
         yield row(
             f"nano run, 4,000 steps of 256{label}", f"transformers.Trainer ({precision})", min(starts) + of * each,
             of * theirs, f"{steps} steps", f"{few} steps", "4,000 steps",
-            f"start {min(starts):.2f} s, then {1e3 * each:.3f} ms a step; opponent {1e3 * theirs:.3f} ms a step",
+            f"start {min(starts):.2f} s, then {1e3 * each:.3f} ms a step; baseline {1e3 * theirs:.3f} ms a step",
         )  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def paper(config: PerformanceConfig, device: str) -> Iterator[Row]:
             "loop of the paper's public code (fp32, padded to 50, one case at a time)",
             startup + of * each + validations * validation, theirs + validations * one_by_one,
             f"{steps} steps, 1 validation", f"{theirs_steps} steps, {len(few)} cases", "31,900 steps",
-            f"start {startup:.1f} s, {1e3 * each:.2f} ms a step, {validation:.2f} s a validation; opponent "
+            f"start {startup:.1f} s, {1e3 * each:.2f} ms a step, {validation:.2f} s a validation; baseline "
             f"{1e3 * theirs / of:.2f} ms a step, {one_by_one:.1f} s a validation",
         )  # fmt: skip
         del model
@@ -159,14 +159,14 @@ def replicas(config: PerformanceConfig, device: str) -> Iterator[Row]:
     # a machine's speed drifts over minutes: what is alone is measured on both sides of what is together
     again = quickest(config.repeats, loop, trainer)
     alone, by_trainer = min(alone, again[0]), min(by_trainer, again[1])
-    opponents = [
+    against = [
         (by_loop, alone, f"{alone_steps} steps of 1 model"),
         ("transformers.Trainer, one model after another", by_trainer, f"{few} steps of 1 model"),
     ]
     label = "bf16, compiled" if cuda else "fp32, a process a core"
-    for opponent, single, how in opponents:
+    for baseline, single, how in against:
         yield row(
-            f"{n} retrained nano models ({label})", opponent, seconds, n * of * single,
+            f"{n} retrained nano models ({label})", baseline, seconds, n * of * single,
             f"{steps} steps of {measured} models", how, f"{n} models, 4,000 steps", note,
         )  # fmt: skip
 

@@ -30,7 +30,7 @@ def _ask(config: ZeroShotConfig, record: Record) -> None:
     import pandas as pd
 
     from cri.data.tokenization import number_tokens
-    from cri.evaluation.decoding import decode, decoding_room
+    from cri.evaluation.decoding import decode, max_new_tokens_for
     from cri.training.setup import prepare
 
     results, answers = [], []
@@ -41,7 +41,7 @@ def _ask(config: ZeroShotConfig, record: Record) -> None:
         rng = np.random.default_rng(config.seed)
         n = min(config.n_cases or task.n_cases, task.n_cases)
         cases = np.sort(rng.choice(task.n_cases, n, replace=False))
-        decoded = decode(materials.model, materials.tokens[cases], room=decoding_room(materials.tokens))
+        decoded = decode(materials.model, materials.tokens[cases], max_new_tokens=max_new_tokens_for(materials.tokens))
         rows = []
         for i, case in enumerate(cases.tolist()):
             a, b = task.operands[case]
