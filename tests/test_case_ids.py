@@ -11,7 +11,6 @@ from cri.attribution.baselines import nearest_operands, same_answer_by_distance
 from cri.data.case_groups import make_groups
 from cri.data.case_ids import check_case_ids
 from cri.data.case_relations import grid_distance, shared_operands, shared_steps
-from cri.data.splits import make_split, remove_cases
 from cri.errors import CriError
 from cri.evaluation.decoding import predictions
 from cri.evaluation.scoring import reading_table
@@ -59,7 +58,6 @@ CALLERS = {
         run.model, run.tokenizer, run.tokens, run.task, run.format, run.split, ids
     ),
     "reading_table": lambda run, ids: reading_table(TASK, run.format, run.split, ids, ["1"] * 3, [True] * 3),
-    "remove_cases": lambda run, ids: remove_cases(make_split(TASK, "square", half_side=3), ids, "test"),
     "grid_distance": lambda run, ids: grid_distance(TASK, ids, GOOD),
     "shared_operands": lambda run, ids: shared_operands(TASK, GOOD, ids),
     "shared_steps": lambda run, ids: shared_steps(TASK, ids, GOOD),

@@ -14,7 +14,7 @@ import torch
 import cri.ensembles.engine
 import cri.evaluation.decoding
 from cri.config import RunConfig, TrainConfig
-from cri.ensembles.bank import AnswerReader, bank_margins, load_bank, stacked_decode
+from cri.ensembles.bank import AnswerReader, load_bank, stacked_decode, stacked_scores
 from cri.ensembles.engine import Replica
 from cri.ensembles.stacked import Layout, Member, StackedForward, StackedTrainer
 from cri.ensembles.train import train_replicas
@@ -231,8 +231,11 @@ def test_models_of_a_bank_answer_as_it_says(bank):
 def test_margins_are_the_models_own(bank):
     cases = np.array([3, 7, 110, 220])
     other = np.full((len(bank), 4), 9)
-    scores, others = bank_margins(bank, case_ids=cases, at_once=2), bank_margins(bank, case_ids=cases, labels=other)
-    tokens = bank.tokens
+    tokens, template = bank.tokens, bank.model(0).requires_grad_(False)
+    layout = Layout(template)
+    forward, flat = StackedForward(template, layout, "fp32"), bank.flat(slice(None), layout)
+    scores = stacked_scores(forward, flat, tokens, cases)
+    others = stacked_scores(forward, flat, tokens, cases, other)
     for k in range(len(bank)):
         model = bank.model(k)
         for i, case in enumerate(cases):

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cri.data.splits import depth, in_square, make_split, remove_cases
+from cri.data.splits import depth, in_square, make_split
 from cri.errors import CriError
 from cri.tasks import TASKS, make_task
 
@@ -74,15 +74,6 @@ def test_lines_and_scattered_cells():
     scattered = make_split(task, "scattered")
     assert int(scattered.test.sum()) == 441
     assert len(np.unique(task.coords[scattered.test, 0])) == 21
-
-
-def test_removing_cases():
-    task = make_task("addition", size=20)
-    split = make_split(task, "square", half_side=3)
-    smaller = remove_cases(split, split.train_ids[:5], "near")
-    assert int(split.train.sum()) - int(smaller.train.sum()) == 5
-    with pytest.raises(CriError, match="not training cases"):
-        remove_cases(smaller, split.train_ids[:1], "near")
 
 
 @pytest.mark.parametrize(

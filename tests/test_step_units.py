@@ -36,6 +36,16 @@ def question(source):
     return StepQuestion.ask(source, train, test, source.model)
 
 
+def token_units(tokens, case_ids):
+    """Every completion token of the cases as a unit of one token."""
+    rows = [
+        (case, position - 1, 1)
+        for case in np.asarray(case_ids).tolist()
+        for position in range(int(tokens.prompt_lengths[case]), int(tokens.lengths[case]))
+    ]
+    return pd.DataFrame(rows, columns=["case", "position", "n_tokens"])
+
+
 def log_p(model, tokens):
     with torch.no_grad():
         return log_likelihood(model(input_ids=tokens.ids[:, :-1]).logits, tokens)
@@ -43,7 +53,7 @@ def log_p(model, tokens):
 
 def test_tokens_of_a_case_add_up_to_the_case(source):
     cases = np.array([3, 200, 77])
-    table = units.token_units(source.tokens, cases)
+    table = token_units(source.tokens, cases)
     parts = log_p(source.model, units.unit_tokens(source.tokens, table))
     total = torch.zeros(len(cases)).index_add(0, torch.from_numpy(np.searchsorted([3, 77, 200], table["case"])), parts)
     assert torch.allclose(total, log_p(source.model, source.tokens[np.sort(cases)]), atol=1e-4)
@@ -53,7 +63,7 @@ def test_gradient_of_a_case_is_the_sum_of_its_tokens(source, question):
     cases = question.train_units["case"].unique()[:4]
     test = units.unit_tokens(source.tokens, question.test_units.head(3))
     whole = gradient_scores(source.model, source.tokens[cases], test, target="reference", progress=False).dot
-    table = units.token_units(source.tokens, cases)
+    table = token_units(source.tokens, cases)
     by_token = gradient_scores(
         source.model, units.unit_tokens(source.tokens, table), test, target="reference", progress=False
     ).dot

@@ -85,16 +85,6 @@ def test_digits_refuses_negative_numbers():
         digits(-1)
 
 
-def test_grid_layout_marks_missing_cases(tasks):
-    task = tasks["chicken_rabbit"]
-    grid = task.to_grid(task.values.astype(float))
-    assert grid.shape == (199, 100)
-    assert np.isnan(grid[0, 5])
-    assert grid[70, 50] == 70 - 50
-    with pytest.raises(CriError, match="one value for each"):
-        task.to_grid(np.zeros(3))
-
-
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [

@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from cri.checks import check_arguments
-from cri.data.case_ids import check_case_ids
 from cri.errors import CriError, out_of_range, unknown_name
 from cri.tasks import LengthAddition, Task
 
@@ -217,17 +216,3 @@ def make_split(task: Task, kind: str, **params: Any) -> Split:
     if not (split.train.any() and split.test.any()):
         raise CriError(f"split: {kind} leaves no {'held-out' if split.train.any() else 'training'} cases of {task!r}")
     return split
-
-
-def remove_cases(split: Split, case_ids: Int[np.ndarray, " removed"], reason: str) -> Split:
-    """`split` with further training cases removed (leave-X-out, retraining ground truth).
-
-    Raises `CriError` when a case to remove is not a training case.
-    """
-    case_ids = check_case_ids(case_ids, len(split.train))
-    if not split.train[case_ids].all():
-        stray = case_ids[~split.train[case_ids]]
-        raise CriError(f"case_ids: {stray[:5].tolist()} are not training cases of the split")
-    train = split.train.copy()
-    train[case_ids] = False
-    return Split(train, {**split.info, "removed": reason, "n_removed": len(case_ids)}, split.squares)

@@ -50,18 +50,6 @@ def unit_tokens(tokens: TokenTable, table: pd.DataFrame) -> TokenTable:
     return replace(tokens, ids=ids, prompt_lengths=start, lengths=stop)
 
 
-def token_units(tokens: TokenTable, case_ids: Int[np.ndarray, " case"]) -> pd.DataFrame:
-    """Every completion token of the cases as a unit of one token: `case`, `position`, `n_tokens`."""
-    import pandas as pd
-
-    rows = [
-        (case, position - 1, 1)
-        for case in np.asarray(case_ids).tolist()
-        for position in range(int(tokens.prompt_lengths[case]), int(tokens.lengths[case]))
-    ]
-    return pd.DataFrame(rows, columns=["case", "position", "n_tokens"])
-
-
 def two_digit(table: pd.DataFrame) -> pd.DataFrame:
     """The units that work on two digits: copying the last digit of the longer number is no arithmetic, and a comparison
     sees whole numbers, so that sharing it is sharing the answer (as `case_relations.informative_steps` has it)."""

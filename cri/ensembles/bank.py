@@ -280,36 +280,3 @@ def stacked_scores(
         loss[:, block] = token_loss.sum(-1).cpu().numpy()
         first_token[:, block] = at_answer.argmax(-1).cpu().numpy()
     return Scores(margin, loss, first_token)
-
-
-def bank_margins(
-    bank: Bank,
-    tokens: TokenTable | None = None,
-    case_ids: Int[np.ndarray, " case"] | None = None,
-    *,
-    labels: Int[np.ndarray, " case"] | Int[np.ndarray, "replica case"] | None = None,
-    device: str = "cpu",
-    at_once: int = 32,
-) -> Scores:
-    """`Scores` of every replica of `bank` for `case_ids` (all where None).
-
-    Args:
-        bank: the models.
-        tokens: the grid's tokens; the bank's own where None.
-        case_ids: rows of `tokens`.
-        labels: token whose margin is measured, per case or per replica and case; by default the first token of the
-            reference answer.
-        device: where to compute.
-        at_once: replicas held on the device together.
-    """
-    tokens = bank.tokens if tokens is None else tokens
-    case_ids = np.arange(len(tokens)) if case_ids is None else check_case_ids(case_ids, len(tokens))
-    template = bank.materials.model.to(device).requires_grad_(False)  # pyright: ignore[reportArgumentType]
-    layout = Layout(template)
-    forward = StackedForward(template, layout, "fp32")
-    parts = []
-    for start in range(0, len(bank), at_once):
-        chosen = slice(start, min(start + at_once, len(bank)))
-        own = labels[chosen] if labels is not None and np.ndim(labels) == 2 else labels
-        parts.append(stacked_scores(forward, bank.flat(chosen, layout).to(device), tokens, case_ids, own))
-    return Scores(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("margin", "loss", "first_token")))

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CASES, STEPS, UNDECIDED = "nearby cases", "shared steps", "undecided"
-READINGS = (CASES, STEPS, UNDECIDED)
 NEAR, STEP, RANDOM = "near", "same_step", "random"
 
 

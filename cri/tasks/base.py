@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Int
 
 from cri.checks import check_dataclass, check_memory
 from cri.config import TrainConfig
@@ -216,16 +216,6 @@ class Task(ABC):
             return self._ids[a, b]
         except KeyError:
             raise out_of_range("case", (a, b), f"a case of {self!r}") from None
-
-    def to_grid(self, values: Shaped[np.ndarray, " case"]) -> Shaped[np.ndarray, "row col"]:
-        """Lays one value per case out on the grid, NaN where the grid has no case."""
-        values = np.asarray(values)
-        if values.shape != (self.n_cases,):
-            raise CriError(f"values: shape {values.shape} is not one value for each of {self.n_cases} cases")
-        rows, cols = self.coords.T
-        grid = np.full((rows.max() + 1, cols.max() + 1), np.nan)
-        grid[rows, cols] = values
-        return grid
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, read back by `cri.tasks.task_from_dict`."""
