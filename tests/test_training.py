@@ -437,7 +437,7 @@ def test_two_processes_train_as_one(tmp_path):
         ]
         for out in ("one", "two")
     )
-    assert len(one) == len(two) > 3
+    assert len(one) == len(two) == 3  # checkpoints at 10 and 20, and the end
     for a, b in zip(one, two, strict=True):
         assert a == pytest.approx(b, abs=2e-6)
     assert all((path / "complete.json").exists() for path in (tmp_path / "two").iterdir())
