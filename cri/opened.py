@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from cri.attribution.questions import Question
+    from cri.explore.inline import Inline
     from cri.models.activations import Site
 
 CaseLike = int | tuple[int, int]
@@ -203,6 +204,37 @@ class OpenRun(Run):
             if line is None:
                 raise CriError(f"value: {value!r} is what {element!r} holds already, on every line that has it")
         return step_edits(self, [CaseEdit(i, Edit(line, element, value))]).iloc[0]
+
+    def explore(
+        self,
+        case: CaseLike | None = None,
+        method: str = "cosine",
+        *others: Run,
+        cases: int = 49,
+        methods: Sequence[str] = ("GradCos", "EK-FAC"),
+        height: int = 900,
+    ) -> Inline:
+        """The page of `cri explore`, shown inline in a notebook.
+
+        Args:
+            case: that it opens with; by default the middle of the square.
+            method: that training cases are first shown by: one of `methods`, a similarity (`cosine`, `euclidean`,
+                `whitened_cosine`), or a model-free baseline.
+            others: runs of the same grid to stand beside this one, such as one of a random split.
+            cases: held-out cases that are explained. The default takes seconds; 441 are the paper's square.
+            methods: attribution methods that are scored.
+            height: of the frame, in pixels.
+
+        Returns:
+            What a notebook shows as a frame, and `save(path)` writes as a file. Raises `CriError` for a method that is
+            not scored, and as `cri.explore.payload.payload` does.
+        """
+        from cri.explore.inline import Inline, check_method
+        from cri.explore.payload import payload
+
+        place = None if case is None else tuple(self.task.coords[self._id(case)].tolist())
+        check_method(method, methods)
+        return Inline.of(payload([self, *others], methods, cases), place, method, height)
 
     def map(self, values: str | Sequence[float] | np.ndarray = "correct", ax: Axes | None = None) -> Axes:
         """A column of `predictions`, or one number a case, over the grid, with the held-out squares framed."""
