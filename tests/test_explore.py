@@ -32,6 +32,13 @@ BROWSER = next(
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine (apt-get install chromium)")
 SIZE = 12
 HOSTILE = '<img src=x onerror="window.hit=1"></script><script>window.hit=1</script>__BLOBS__'
+SHIFT = """new Promise(done => {
+  let sum = 0;
+  new PerformanceObserver(list => { for (const e of list.getEntries()) sum += e.value; })
+    .observe({type: "layout-shift", buffered: true});
+  setTimeout(() => done(sum), 100);
+})"""
+"""The sum of all layout shifts so far."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[cri.OpenRun]:
     out = tmp_path_factory.mktemp("runs")
     made = []
     for split in ("square", "random"):
-        config = cri.recipe("addition", task_params={"size": SIZE}, steps=60).replace(split=split)
+        config = cri.recipe("addition", task_params={"size": SIZE}, steps=120).replace(split=split)
         if split == "square":
             config = config.replace(split_params={"half_side": 2})
         made.append(cri.load_run(cri.train_run(config, out, device="cpu", progress=False)))
@@ -142,13 +149,13 @@ def test_a_clicked_cell_shows_the_run_s_own_neighbours_and_influences(
             table, found = nearest_table(run, np.array([case]), site, metric), opened.list()
             assert [c for c, _ in found] == table["neighbor"].tolist()
             assert np.allclose([s for _, s in found], table["similarity"], atol=1e-5)
-            # the map is rounded; what it says is the same
-            train = run.split.train_ids
-            right, shown = similarity(acts[train], acts[[case]], metric)[:, 0], opened.map()
+            # the map is rounded, and whitened by all cases; what it says is the same
+            train, by = run.split.train_ids, np.arange(SIZE**2) if metric == "whitened_cosine" else run.split.train_ids
+            right, shown = np.full(SIZE**2, np.nan), opened.map()
+            right[by] = similarity(acts[by], acts[[case]], metric)[:, 0]
             assert np.isnan(shown[run.split.test_ids]).all()
-            # whitening is by all cases there, and by the training cases in the list
-            limit = 0.25 if metric == "whitened_cosine" else 0.05
-            assert np.sqrt(np.mean((shown[train] - right) ** 2)) < limit * right.std()
+            error = shown[train] - right[train]
+            assert np.sqrt(np.mean(error**2)) < 0.15 * right[train].std(), metric
     opened.page.select_option("#method", "EK-FAC")
     opened.shown(0, 5, 7, "EK-FAC")
     every = run.influence(case, "EK-FAC", k=None)
@@ -196,6 +203,7 @@ def test_arrows_move_and_the_address_restores_the_view(path: Path, browser: Any,
     shown.shown(1, 3, 4, "EK-FAC")
     assert shown.page.input_value("#value") == "difference"
     assert shown.page.input_value("#frame") == "offset"
+    assert shown.page.evaluate(SHIFT) == 0  # nothing moved while the page opened
     shown.page.focus("#map0")
     shown.page.keyboard.press("ArrowDown")
     shown.shown(1, 4, 4, "EK-FAC")
@@ -283,16 +291,6 @@ def test_the_page_fits_every_screen(opened: Opened, width: int, scheme: str) -> 
 
 
 @needs_browser
-def test_nothing_moves_while_the_page_opens(opened: Opened) -> None:
-    shift = opened.page.evaluate(
-        "new Promise(done => { let sum = 0; new PerformanceObserver(list => { for (const e of list.getEntries())"
-        "if (!e.hadRecentInput && e.startTime < 60000) sum += e.value; }).observe({type: 'layout-shift', buffered: true});"
-        "setTimeout(() => done(sum), 100); })"
-    )
-    assert shift < 0.1
-
-
-@needs_browser
 def test_texts_of_runs_are_never_markup(data: Payload, scratchpad: cri.OpenRun, tmp_path: Path, browser: Any) -> None:
     hostile = payload([scratchpad], ("GradCos",), 3)
     hostile.facts["task"] = HOSTILE
@@ -326,7 +324,7 @@ def test_a_scratchpad_s_elements_lead_to_steps_and_edits(
     shown = Opened(browser, file, "#a=6&b=6")
     trace = scratchpad.trace(case)
     written = [line for line in shown.page.locator("#lines > div").all_text_contents() if line]
-    assert written == [text for text in trace["text"] if text]
+    assert [line.partition("  ←")[0] for line in written] == [text for text in trace["text"] if text]
     # 6 + 6 is executed in the square alone
     assert "never trained" in shown.text("#steps")
     assert "add(6,6,0)" in shown.text("#steps")

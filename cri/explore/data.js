@@ -80,7 +80,7 @@ async function scoresOf(r, method, site, role, i) {
     }
     const middle = order.length ? all[order[order.length >> 1]] : 0;
     const limit = order.length ? Math.max(all[order[0]] - middle, middle - all[order[order.length - 1]], 1e-9) : 1;
-    return {map, list, middle, limit, note: exact ? "The list is exact, the map rounded." : "From rounded vectors."};
+    return {map, list, middle, limit, note: (exact ? "The list is exact, the map rounded" : "From rounded vectors") + (method === "whitened_cosine" ? ", and whitened by all cases." : ".")};
   }
   if (FREE.includes(method)) {
     const t = await texts(r), list = [];

@@ -24,7 +24,8 @@ function controls() {
 }
 function usualControl() {
   const other = F.runs.findIndex((run, r) => r !== state.run && run.split === "random" && ["format", "tokenizer", "seed"].every(k => run[k] === F.runs[state.run][k]));
-  return other >= 0 ? "run" + other : similar(state.method) ? "untrained" : FREE[0];
+  if (!similar(state.method)) return state.method === FREE[0] ? FREE[1] : FREE[0];  // another run explains other cases
+  return other >= 0 ? "run" + other : "untrained";
 }
 function beside() {  // [run, method, site, role] of the control
   const c = state.control, of = r => Math.min(state.site, F.runs[r].sites.length - 1);
@@ -136,17 +137,18 @@ async function drawTrace() {
       b.onclick = () => { state.element = state.element === key ? "" : key; refresh(true); };
     }
     row.append(line.text.slice(at));
+    if (row.className) text(row, "span", row.className === "untrained" ? "  ← never trained" : "  ← never trained in this column", "tag");
   });
   drawStep(t, i, found);
   drawEdits(t, i, found);
 }
 function drawStep(t, i, found) {
   const n = Number(state.element.split(":")[0]), steps = found.lines.map((line, k) => [line, k]).filter(([line]) => line.step);
-  const chosen = state.element ? steps.find(([, k]) => k === n) : steps.find(([line]) => line.trained === 0) || steps[0], box = $("steps");
+  const chosen = state.element ? steps.find(([, k]) => k === n) : steps.find(([line]) => line.trained === 0) || steps.find(([line]) => line.in_column === 0) || steps[0], box = $("steps");
   if (!chosen) { text(box, "p", "No rule step is executed on this line.", "soft"); return; }
   const [line, k] = chosen, near = (t.near[i] || {})[k];
   text(box, "h3", `The step of line ${k}: ${line.step}`);
-  text(box, "p", `Executed in ${line.trained} training cases, in ${line.in_column} of them in this column.${line.trained === 0 ? " It was never trained." : ""}`);
+  text(box, "p", `Executed in ${line.trained} training cases, in ${line.in_column} of them in this column.${line.trained === 0 ? " It was never trained." : line.in_column === 0 ? " It was never trained in this column." : ""}`);
   const count = role => near[role].filter(([c, l]) => t.steps[c][l].split("),")[0] === line.step.slice(0, -1)).length;
   text(box, "p", `Nearest training steps by cosine after the last layer, where the result is predicted. The same step: ${count("own")} of ${near.own.length}; control, before training: ${count("untrained")} of ${near.untrained.length} (one step: no interval).`, "soft");
   const c = ready.get(F.runs[state.run].blobs.core), body = head(text(box, "table"), ["", F.axes[0], F.axes[1], "step", "cosine", "before training", "cosine"]);

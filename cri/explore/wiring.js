@@ -102,6 +102,6 @@ async function start() {
   fromHash(location.hash || F.start || "");
   await refresh(true);
   document.body.dataset.ready = "yes";
-  window.explorer = {state, csv, python, picture, choose, refresh, current: () => current, hover};
+  window.explorer = {opened: performance.now(), state, csv, python, picture, choose, refresh, current: () => current, hover};
 }
 start();
