@@ -136,9 +136,7 @@ def opened(browser: Any, path: Path) -> Iterator[Opened]:
 
 
 @needs_browser
-def test_a_clicked_cell_shows_the_run_s_own_neighbours_and_influences(
-    runs: list[cri.OpenRun], opened: Opened
-) -> None:
+def test_a_clicked_cell_shows_the_run_s_own_neighbours_and_influences(runs: list[cri.OpenRun], opened: Opened) -> None:
     run, case = runs[0], runs[0].case(5, 7)
     opened.click("map0", 5, 7)
     opened.shown(0, 5, 7, "cosine")
@@ -260,7 +258,9 @@ def test_aggregates_have_n_and_an_interval(data: Payload, opened: Opened) -> Non
     opened.page.wait_for_function("document.getElementById('hover').textContent.startsWith('Offset (0, +4)')")
     assert "n = " in opened.text("#hover")
     row = next(
-        x for x in data.facts["summary"]["shares"] if (x["method"], x["group"], x["kindNumber"]) == ("EK-FAC", "near", 0)
+        x
+        for x in data.facts["summary"]["shares"]
+        if (x["method"], x["group"], x["kindNumber"]) == ("EK-FAC", "near", 0)
     )
     assert f"{row['mean']:.3f}" in opened.text("#sumtable")
     assert "n = 25 explained cases, 1 seed" in opened.text("#sumnote")
@@ -315,9 +315,7 @@ def test_texts_of_runs_are_never_markup(data: Payload, scratchpad: cri.OpenRun, 
 
 
 @needs_browser
-def test_a_scratchpad_s_elements_lead_to_steps_and_edits(
-    scratchpad: cri.OpenRun, tmp_path: Path, browser: Any
-) -> None:
+def test_a_scratchpad_s_elements_lead_to_steps_and_edits(scratchpad: cri.OpenRun, tmp_path: Path, browser: Any) -> None:
     file = tmp_path / "page.html"
     explore(ExploreConfig((str(scratchpad.path),), out=file, methods=("GradCos",), cases=9))
     case = scratchpad.case(6, 6)
@@ -396,7 +394,9 @@ def test_a_mean_over_offsets_is_that_of_the_pairs_and_seeds_give_its_interval(ru
     acts = collect(run.bridge, run.tokens, [site])[site]
     one = score_cases(run, cases, ("GradCos",), acts, acts)
     facts, blob = next((f, b) for f, b in kernels([run], [one]) if f["method"] == "GradCos")
-    arrays = {k: np.frombuffer(b"".join(blob.parts), v["type"], (2 * HALF + 1) ** 2, v["at"]) for k, v in blob.index.items()}
+    arrays = {
+        k: np.frombuffer(b"".join(blob.parts), v["type"], (2 * HALF + 1) ** 2, v["at"]) for k, v in blob.index.items()
+    }
     scores = one.scores["GradCos"] / np.abs(one.scores["GradCos"]).max(0)
     at = {case: i for i, case in enumerate(run.split.train_ids.tolist())}
     pairs = [

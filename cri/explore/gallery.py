@@ -1,4 +1,4 @@
-"""`python -m cri.explore.gallery`: every recorded figure on one page, with its question, its answer, command and tables.
+"""`python -m cri.explore.gallery`: every recorded figure on one page: question, answer, command, tables.
 
 What a figure asks and answers stands in `studies/gallery.csv`, one row a figure; commands are those of the studies'
 own pages, or of a record's manifest.
@@ -25,7 +25,8 @@ _HEAD = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src 'self' file:">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; style-src 'unsafe-inline'; img-src 'self' file:">
 <title>cri: figures</title>
 <style>
 :root { color-scheme: light dark; --bg: #fff; --fg: #1a1a1a; --soft: #555; --line: #d5d5d5; --link: #005a9c }
@@ -34,7 +35,8 @@ _HEAD = """<!doctype html>
 }
 * { box-sizing: border-box }
 html { font-size: clamp(15px, 10.6px + .32vw, 23px) }
-body { margin: 0; padding: 1rem max(1rem, 3vw); background: var(--bg); color: var(--fg); font: 1rem/1.45 system-ui, sans-serif }
+body { margin: 0; padding: 1rem max(1rem, 3vw); font: 1rem/1.45 system-ui, sans-serif }
+body { background: var(--bg); color: var(--fg) }
 a { color: var(--link) }
 h1 { font-size: 1.3rem } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem } h3 { font-size: 1rem; margin: .4rem 0 }
 nav, .soft { color: var(--soft) }
@@ -90,7 +92,7 @@ def entries(root: Path) -> list[Entry]:
     found = []
     for row in rows:
         if set(row) != set(COLUMNS) or not all(row[c] for c in COLUMNS if c != "page"):
-            raise CriError(f"figure: {row.get('figure')!r} of {LIST} must have {', '.join(COLUMNS)} (page may be empty)")
+            raise CriError(f"figure: {row.get('figure')!r} of {LIST} must have {', '.join(COLUMNS)}; page may be empty")
         tables = tuple(name.strip() for name in row["tables"].split(","))
         found.append(Entry(row["figure"], row["record"], tables, row["page"], row["question"], row["answer"]))
     _check(root, found)

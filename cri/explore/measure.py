@@ -74,6 +74,7 @@ def measured(browser: Any, path: Path, repeats: int) -> list[dict[str, Any]]:
     facts = {"page": path.stem, "mib": round(path.stat().st_size / 2**20, 2)}
     opened, rows = [], []
     page: Any = None
+    session: Any = None
     for _ in range(max(2, repeats // 4)):
         if page is not None:
             page.close()
@@ -107,7 +108,12 @@ def _cpu(session: Any) -> float:
 def _row(facts: dict[str, Any], what: str, times: list[tuple[float, float]]) -> dict[str, Any]:
     wall, cpu = zip(*times, strict=True)
     numbers = (median(wall), max(wall), median(cpu), max(cpu))
-    return {**facts, "what": what, "n": len(times), **dict(zip(COLUMNS[4:], (round(x, 1) for x in numbers), strict=True))}
+    return {
+        **facts,
+        "what": what,
+        "n": len(times),
+        **dict(zip(COLUMNS[4:], (round(x, 1) for x in numbers), strict=True)),
+    }
 
 
 def run(config: Measure) -> Path:
@@ -130,7 +136,7 @@ def run(config: Measure) -> Path:
         rows = [row for path in config.pages for row in measured(browser, path, config.repeats)]
         browser.close()
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer: csv.DictWriter[str] = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(config.out, text.getvalue())

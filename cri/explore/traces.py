@@ -3,6 +3,7 @@ it inside the model, and what the model writes after an edit."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +15,8 @@ from cri.errors import CriError
 from cri.evaluation.scoring import step_text
 from cri.formats.traces import Edit, TraceLine
 from cri.interventions.continuations import encodable
-from cri.interventions.edits import CaseEdit, alternatives, element_kind, step_edits, written_trace
+from cri.interventions.edits import CaseEdit, alternatives, check_text, element_kind, step_edits, written_trace
 from cri.models.activations import Site, collect, residual_sites
-from cri.tasks import BaseAddition
 from cri.training.runs import Run
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _unit_text(row: Any) -> str:
 
 def every_edit(run: Run, cases: Int[np.ndarray, " case"]) -> list[CaseEdit]:
     """One edit of every element of each case that can hold something else such that the rule's answer changes."""
-    base = run.task.base if isinstance(run.task, BaseAddition) else 10
+    base = run.task.digit_base
     out = []
     for case in cases.tolist():
         rule, (a, b) = written_trace(run.task, run.format, case)
@@ -112,14 +112,23 @@ def every_edit(run: Run, cases: Int[np.ndarray, " case"]) -> list[CaseEdit]:
         right = rule.read_answer(run.task, "".join(line.text for line in lines))
         for i, line in enumerate(lines[:-1]):
             for name, (start, stop) in line.elements.items():
-                if element_kind(line, name) is None:
+                if element_kind(run.task, line, name) is None:
                     continue
                 for text in alternatives(line, name, line.text[start - line.start : stop - line.start], base):
                     edit = Edit(i, name, text)
-                    if _tells(run, rule, (a, b), edit, right):
+                    if _possible(lines, edit, base) and _tells(run, rule, (a, b), edit, right):
                         out.append(CaseEdit(case, edit))
                         break
     return out
+
+
+def _possible(lines: Sequence[TraceLine], edit: Edit, base: int) -> bool:
+    """Whether the operation can give what the edit writes."""
+    try:
+        check_text(lines, edit, base)
+    except CriError:
+        return False
+    return True
 
 
 def _tells(run: Run, rule: Any, operands: tuple[int, int], edit: Edit, right: str | None) -> bool:
