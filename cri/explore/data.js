@@ -7,8 +7,14 @@ const pending = new Map(), ready = new Map();
 
 // gzipped base64 -> bytes
 async function unpack(name) {
-  const binary = atob($("blob-" + name).textContent.trim()), bytes = new Uint8Array(binary.length);
-  for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
+  const packed = $("blob-" + name).textContent;
+  let bytes;
+  if (Uint8Array.fromBase64) bytes = Uint8Array.fromBase64(packed);
+  else {  // browsers before 2025
+    const binary = atob(packed);
+    bytes = new Uint8Array(binary.length);
+    for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
+  }
   return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
 }
 function once(key, make) {

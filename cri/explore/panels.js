@@ -89,8 +89,17 @@ async function drawScores() {
     if (g) { text(cell, "span", undefined, "dot").style.background = GROUP_COLOURS[g]; cell.append(named(g)); }
     text(line, "td", x.toPrecision(4), "num");
   });
+  const goal = current.list.length ? null : await nearestExplained(state.run);
+  if (token !== drawScores.token) return;
   const top = current.list.slice(0, 10), near = groups ? top.filter(([j]) => groups.get(j) === "near").length : 0;
-  $("listnote").textContent = !current.list.length ? "None: " + current.note : groups ? `${near} of the first ${top.length} are near on the grid (one case: no interval; over all cases see below).` : "Groups are known for the explained cases only.";
+  $("listnote").textContent = !current.list.length ? current.note + " " : groups ? `${near} of the first ${top.length} are near on the grid (one case: no interval; over all cases see below).` : "Groups are known for the explained cases only.";
+  if (goal) { const b = text($("listnote"), "button", `Go to the nearest that is: ${goal.join(", ")}`, "link"); b.type = "button"; b.onclick = () => choose(...goal); }
+}
+async function nearestExplained(r) {  // [row, column] of the explained case nearest to the selected one
+  const [c, {cases}] = await Promise.all([core(r), arrays(F.runs[r].blobs.near)]);
+  let best = Infinity, at = null;
+  for (const i of cases) { const d = Math.hypot(c.row[i] - state.a, c.col[i] - state.b); if (d < best) { best = d; at = [c.row[i], c.col[i]]; } }
+  return at;
 }
 async function drawFacts() {
   const i = selected(), box = document.createDocumentFragment(), all = await Promise.all(F.runs.map(async (_, r) => [await core(r), await texts(r)]));
@@ -108,7 +117,10 @@ async function drawLens() {
   run.sites.forEach((site, s) => { const line = text(body, "tr"); text(line, "td", place(site)); text(line, "td", run.tokens[lens["top" + s][i]]); text(line, "td", lens["rank" + s][i], "num"); });
 }
 async function drawSummary() {
-  const kind = F.runs[state.run].kind, groups = F.groups, body = head($("sumtable"), ["among the ten best by", ...groups.map(named)]);
+  const kind = F.runs[state.run].kind;
+  if (drawSummary.kind === kind) return;  // it is of no single case
+  drawSummary.kind = kind;
+  const groups = F.groups, body = head($("sumtable"), ["among the ten best by", ...groups.map(named)]);
   const rows = F.summary.shares.filter(x => x.kindNumber === kind), accuracy = F.summary.accuracy;
   const line = (label, of) => { const tr = text(body, "tr"); text(tr, "td", label); for (const g of groups) text(tr, "td", of(g)); };
   line("base: share of the training cases", g => number(rows.find(x => x.group === g).base));

@@ -87,6 +87,7 @@ async function start() {
   const square = F.runs[0].squares[0];
   [state.a, state.b] = square || [Math.floor(F.rows / 2), Math.floor(F.cols / 2)];
   state.site = F.runs[0].sites.length - 1;
+  [state.a, state.b] = await nearestExplained(0);
   makeMaps(); makeSwitches();
   for (const id of ["value", "method", "frame", "control"]) $(id).onchange = e => { state[id] = e.target.value; refresh(true); };
   $("site").onchange = e => { state.site = Number(e.target.value); refresh(true); };

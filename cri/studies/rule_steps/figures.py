@@ -35,7 +35,7 @@ def _maps(table: pd.DataFrame) -> Iterator[tuple[str, Any]]:
         for row, (variable, part, region) in zip(axes, panels, strict=True):
             for ax, value, what in zip(row, ("rule", "source"), ("rule", "source's own text"), strict=True):
                 plots.effect_map(part, ax, value=value, colorbar=False)
-                ax.set_title(f"{variable} swapped, {region} (n = {part['n'].max()}): {what}")
+                ax.set_title(f"{variable} swapped: {what}\n{region}, n = {part['n'].max()}, at most {part[value].max():.2f}")
         bar = fig.colorbar(axes[0, 0].images[0], ax=axes, fraction=0.02, pad=0.01, aspect=30)
         bar.set_label("share of pairs")
         fig.suptitle(_title(key), fontsize=9)
@@ -163,7 +163,7 @@ def _agreement(table: pd.DataFrame, squares: dict[str, Any]) -> Any:
         ax.set_title(f"{_title(key)} (n = {len(part)})")
     for ax in list(axes.flat)[len(groups) :]:
         ax.set_visible(False)
-    fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     return fig
 
 
