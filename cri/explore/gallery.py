@@ -135,7 +135,9 @@ def command_of(root: Path, record: str) -> str:
         if row[1] == folder:
             return cell
     command = str(read_json(root / "studies" / record / "manifest.json").get("command") or "")
-    return " ".join([f"python -m cri.studies.{study}", *command.split()[1:]])
+    return (
+        command if command.startswith("python") else " ".join([f"python -m cri.studies.{study}", *command.split()[1:]])
+    )
 
 
 def gallery(root: Path) -> str:
