@@ -35,7 +35,8 @@ def _maps(table: pd.DataFrame) -> Iterator[tuple[str, Any]]:
         for row, (variable, part, region) in zip(axes, panels, strict=True):
             for ax, value, what in zip(row, ("rule", "source"), ("rule", "source's own text"), strict=True):
                 plots.effect_map(part, ax, value=value, colorbar=False)
-                ax.set_title(f"{variable} swapped: {what}\n{region}, n = {part['n'].max()}, at most {part[value].max():.2f}")
+                most = f"n = {part['n'].max()}, at most {part[value].max():.2f}"
+                ax.set_title(f"{variable} swapped: {what}\n{region}, {most}")
         bar = fig.colorbar(axes[0, 0].images[0], ax=axes, fraction=0.02, pad=0.01, aspect=30)
         bar.set_label("share of pairs")
         fig.suptitle(_title(key), fontsize=9)
