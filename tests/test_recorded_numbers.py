@@ -25,10 +25,16 @@ NUMBERS = pd.read_csv(ROOT / "studies" / "numbers.csv", dtype=str, keep_default_
 ELSEWHERE = pd.read_csv(ROOT / "studies" / "numbers_elsewhere.csv", dtype=str, keep_default_na=False)
 WHOLE = (
     "studies/attribution_quality/README.md",
-    "studies/neighbor_attribution/README.md",
-    "studies/counterfactual_removal/README.md",
     "studies/case_effects/README.md",
+    "studies/counterfactual_removal/README.md",
     "studies/leave_x_out/README.md",
+    "studies/length_generalization/README.md",
+    "studies/lso_map/README.md",
+    "studies/neighbor_attribution/README.md",
+    "studies/recipe_search/README.md",
+    "studies/rfft_lengths/README.md",
+    "studies/rule_steps/README.md",
+    "studies/zero_shot/README.md",
 )
 _NUMBER = re.compile(r"(?<![\w.])[−-]?\d+\.\d+(?!\w|\.\d)")
 _WHOLE_NUMBER = re.compile(r"(?<![\w.])[−-]?\d+(?:,\d{3})*(?!\w|\.\d)")
