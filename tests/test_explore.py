@@ -183,6 +183,7 @@ def test_what_is_copied_is_what_is_shown(runs: list[cri.OpenRun], opened: Opened
     case = runs[0].case(6, 6)
     for method in ("euclidean", "GradCos", "same answer / distance"):
         opened.view(run=0, a=6, b=6, method=method, site=1)
+        opened.page.evaluate("say('')")
         opened.page.click("#csv")
         opened.until("document.getElementById('said').textContent === 'CSV copied'")
         lines = opened.page.evaluate("navigator.clipboard.readText()").splitlines()
@@ -210,7 +211,7 @@ def test_arrows_move_and_the_address_restores_the_view(path: Path, browser: Any,
     shown.shown(1, 3, 4, "EK-FAC")
     assert shown.page.input_value("#value") == "difference"
     assert shown.page.input_value("#frame") == "offset"
-    assert shown.page.evaluate(SHIFT) == 0  # nothing moved while the page opened
+    assert shown.page.evaluate(SHIFT) < 0.01  # nothing moved while the page opened (0.1 passes for good)
     shown.page.focus("#map0")
     shown.page.keyboard.press("ArrowDown")
     shown.shown(1, 4, 4, "EK-FAC")

@@ -130,7 +130,7 @@ def run(config: Measure) -> Path:
     try:
         from playwright.sync_api import sync_playwright
     except ImportError as error:
-        raise CriError("browser: needs playwright (pip install playwright)") from error
+        raise CriError("browser: needs playwright (pip install 'cri[browser]')") from error
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         rows = [row for path in config.pages for row in measured(browser, path, config.repeats)]
