@@ -121,9 +121,8 @@ def _check(root: Path, found: list[Entry]) -> None:
 def command_of(root: Path, record: str) -> str:
     """The command that made a record: as the study's page has it, else as its manifest has it."""
     study, _, folder = record.partition("/")
-    page = (root / "studies" / study / "README.md").read_text(encoding="utf-8")
-    former = ""
-    for line in page.splitlines():
+    page, former = root / "studies" / study / "README.md", ""
+    for line in page.read_text(encoding="utf-8").splitlines() if page.exists() else ():
         row = re.match(r"\| `(.+?)/`[^|]*\| (.+?) \|", line)
         if row is None:
             continue
@@ -157,7 +156,9 @@ def gallery(root: Path) -> str:
     parts.append("<nav>" + "".join(f'<a href="#{s}">{s.replace("_", " ")}</a>' for s in studies) + "</nav>\n")
     for study, group in groupby(found, lambda entry: entry.study):
         title = escape(study.replace("_", " "))
-        parts.append(f'<h2 id="{study}"><a href="{study}/README.md">{title}</a></h2>\n<div class="figures">\n')
+        if (root / "studies" / study / "README.md").exists():
+            title = f'<a href="{study}/README.md">{title}</a>'
+        parts.append(f'<h2 id="{study}">{title}</h2>\n<div class="figures">\n')
         parts += [_article(root, entry) for entry in group]
         parts.append("</div>\n")
     parts.append("</body>\n</html>\n")
