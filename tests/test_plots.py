@@ -183,7 +183,7 @@ def test_rings_show_runs_and_n() -> None:
     _, axes = plots.figure()
     ax = plots.ring_accuracy(RINGS, axes[0, 0])
     names = [t.get_text() for t in ax.get_legend().get_texts()]  # pyright: ignore[reportOptionalMemberAccess]
-    assert names[0] == "addition, direct, square (3 runs, n = 160)"
+    assert names[0] == "square (3 runs, n = 160)"  # by the split, and by what differs
 
 
 def test_groups_absent_from_every_top_k_are_drawn_at_the_floor() -> None:

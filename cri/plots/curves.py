@@ -29,13 +29,15 @@ def ring_accuracy(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool =
     Args:
         table: from `statistics.ring_accuracy`: `ring`, `accuracy`, `low`, `high` (drawn as a band),
             `wilson_low`, `wilson_high` (as whiskers), `n`, `n_runs`, and the columns that tell curves
-            apart, each optional: `task` (colour), `format` (marker), `split` (line style).
+            apart, each optional: `task` (colour), `format` (marker), `split` (line style). Curves are named by
+            the split and by what differs between them.
     """
     from matplotlib.ticker import MaxNLocator
 
     require_columns(table, ("ring", "accuracy", "low", "high", "wilson_low", "wilson_high", "n", "n_runs"))
     ax = new_axes(ax)
     keys = [key for key in ("task", "format", "split") if key in table.columns]
+    told = [key for key in keys if key == "split" or table[key].nunique() > 1]
     curves = table.groupby(keys, sort=False) if keys else [((), table)]
     for names, curve in curves:
         key = dict(zip(keys, names, strict=True))
@@ -49,7 +51,7 @@ def ring_accuracy(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool =
             x, y, color=color, marker=FORMAT_MARKERS.get(key.get("format", "direct"), "o"), markersize=3,
             linestyle=SPLIT_LINES.get(key.get("split", "square"), "-."),
             markerfacecolor=color if key.get("split", "square") != "random" else "white",
-            label=f"{', '.join(map(str, names)) or 'accuracy'} ({_size(curve)})",
+            label=f"{', '.join(str(key[k]) for k in told) or 'accuracy'} ({_size(curve)})",
         )  # fmt: skip
     if (table["ring"] < 0).any():
         ax.axvline(-0.5, color="0.6", linewidth=0.8, linestyle=":")
@@ -60,7 +62,7 @@ def ring_accuracy(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool =
     ax.set_xlabel("ring from the square's border inwards")
     ax.set_ylabel("accuracy")
     if legend and len(ax.lines) <= 4:
-        ax.legend(loc="lower left", handlelength=2.4)
+        ax.legend(loc="best", handlelength=2.4)
     elif legend:  # too many to stand on the curves
         ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=2.4)
     return ax

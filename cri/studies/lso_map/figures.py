@@ -107,17 +107,18 @@ def draw_maps(cases: pd.DataFrame, manifest: Mapping[str, Any], figures: Path) -
 
 
 def draw_rings(rings: pd.DataFrame, manifest: Mapping[str, Any], figures: Path) -> list[Path]:
-    """Accuracy by ring from the square's border inwards, one panel a format, tokenizer and model."""
-    varying = [k for k in ("format", "tokenizer", "model") if rings[k].nunique() > 1]
+    """Accuracy by ring from the square's border inwards, one panel a task, format, tokenizer and model."""
+    varying = [k for k in ("task", "format", "tokenizer", "model") if rings[k].nunique() > 1]
     panels = list(rings.groupby(varying, sort=False)) if varying else [((), rings)]
-    constant = [k for k in ("task", "format") if rings[k].nunique() == 1]
-    n_curves = max(
-        len(part.groupby([k for k in ("task", "format", "split") if k not in constant])) for _, part in panels
-    )
-    fig, axes = plots.figure(1, len(panels), size=(3.4 + 2.2 * (n_curves > 4), 2.8))
-    for ax, (names, part) in zip(axes[0], panels, strict=True):
-        plots.ring_accuracy(part.drop(columns=constant), ax)
-        ax.set_title(", ".join(map(str, names)))
+    columns = min(3, len(panels))
+    fig, axes = plots.figure(-(-len(panels) // columns), columns, size=(3.4, 2.8))
+    for ax, (names, part) in zip(axes.flat, panels, strict=False):
+        plots.ring_accuracy(part, ax)
+        told = dict(zip(varying, names, strict=True))
+        name = ", ".join(f"{v} tokens" if k == "tokenizer" else v.replace("_", " ") for k, v in told.items())
+        ax.set_title(name, pad=14)
+    for ax in list(axes.flat)[len(panels) :]:
+        ax.set_visible(False)
     return plots.save_figure(fig, figures / f"lso_rings_{manifest['name']}")
 
 
