@@ -14,6 +14,9 @@ from cri.training.recipes import recipe
 NAME = "representation_geometry"
 SPLITS = ("square", "random")
 ARMS = ("default", "start", "untied", "noise", "smooth", "bent")
+DIGIT_LR = 2.5e-3
+"""At the recipe's learning rate models with a token a digit do not learn their training cases (0.16 and 0.45 of them,
+seeds 0 and 1)."""
 Arm = Literal["default", "start", "untied", "noise", "smooth", "bent"]
 """How the operands' embeddings are held while a model is trained again: as they come; as they come, but started on a
 smooth curve; apart from the unembedding (the control of the next three); with noise in training; on a smooth curve; on
@@ -25,6 +28,7 @@ class Geometry(RunOptions):
     """Models to look into, and what to ask. `device` is where they are trained; all else runs on the CPU."""
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Of the models with a token a number; none where only `written` is asked for."""
     model: str = "nano"
     size: int = 0
     """Grid size; 0 is the paper's."""
@@ -78,6 +82,8 @@ class Geometry(RunOptions):
         name = FamilyName.parse(family)
         config = recipe(name.task, name.format, tokenizer=name.tokenizer, model=self.model, seed=seed)
         config = config.replace(split=split)
+        if name.format == "direct" and name.tokenizer == "digit":
+            config = config.replace(lr=DIGIT_LR)
         if self.size:
             config = config.replace(task_params={"size": self.size})
         if split == "square" and self.half_side != 10:
@@ -88,8 +94,8 @@ class Geometry(RunOptions):
 PRESETS = {
     "cpu": Geometry(
         arms=("start", "untied", "noise", "smooth", "bent"),
-        written=("addition:direct:digit",),
     ),
+    "digits": Geometry(seeds=(), written=("addition:direct:digit",), name="digits"),
     "test": Geometry(
         seeds=(0,), size=24, half_side=2, steps=40, periods=(20, 10), helix_periods=(24,), smooth=(3,),
         arms=("start", "untied", "noise", "smooth", "bent"), arm_waves=3, planted=False,

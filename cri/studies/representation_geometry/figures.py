@@ -80,6 +80,8 @@ def _by_model(ax: Axes, table: pd.DataFrame, value: str, keys: list[Any], key: s
 
 def _number_line(tables: dict[str, pd.DataFrame]) -> Any:
     """Power of the operands' embeddings by frequency; bends of iso-answer lines."""
+    if "spectra" not in tables:
+        return None
     fig, axes = figure(1, 2, (3.3, 2.7))
     spectra = tables["spectra"]
     spectra = spectra[spectra["site"] == "embedding"]
@@ -108,6 +110,8 @@ def _number_line(tables: dict[str, pd.DataFrame]) -> Any:
 
 def _readouts(tables: dict[str, pd.DataFrame]) -> Any:
     """R² of the sum and of its phases, by site."""
+    if "readouts" not in tables:
+        return None
     table = _trained(tables["readouts"])
     sites = list(dict.fromkeys(table["site"]))
     targets = ["a+b", *[t for t in dict.fromkeys(table["target"]) if t.startswith("phase")]][:4]
@@ -125,6 +129,8 @@ def _readouts(tables: dict[str, pd.DataFrame]) -> Any:
 
 def _phase(tables: dict[str, pd.DataFrame]) -> Any:
     """Where the bump of the logits stands, and whether its shift is the error."""
+    if "phases" not in tables:
+        return None
     table = _trained(tables["phases"])
     periods = sorted(table["period"].unique(), reverse=True)
     fig, axes = figure(1, 2, (3.0, 2.5))
@@ -147,6 +153,8 @@ def _phase(tables: dict[str, pd.DataFrame]) -> Any:
 
 def _interventions(tables: dict[str, pd.DataFrame]) -> Any:
     """Accuracy after each edit, inside and outside."""
+    if "embeddings" not in tables:
+        return None
     fig, axes = figure(1, 3, (2.9, 3.1), sharey=True)
     embeddings = _trained(tables["embeddings"])
     names = list(dict.fromkeys(embeddings["replaced"]))
@@ -245,6 +253,8 @@ def _neurons(tables: dict[str, pd.DataFrame]) -> Any:
 
 def _direct(tables: dict[str, pd.DataFrame]) -> Any:
     """What each layer's attention and MLP write towards the right answer and towards the given one."""
+    if "direct" not in tables:
+        return None
     table = _trained(tables["direct"])
     heads = table["component"].str.match(r"L\d+H\d+$")
     name = table["component"].where(~heads, table["component"].str.replace(r"H\d+$", " attention", regex=True))
