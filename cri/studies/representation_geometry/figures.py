@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+FEWEST = 5
+"""Groups of fewer cases a model are not drawn."""
 REGION_MARKERS = {"inside": "s", "outside": "o"}
 SPLITS = ("square", "random")
 
@@ -169,6 +171,8 @@ def _interventions(tables: dict[str, pd.DataFrame]) -> Any:
     parts = _trained(tables["components"])
     parts = parts[(parts["period"] == "all") & parts["edit"].isin(["moved", "random moved"])]
     parts = parts.assign(key=parts["site"].map(_site) + parts["edit"].map({"moved": "", "random moved": ", random"}))
+    # a site where only some seeds have such a code says little of the others
+    parts = parts[parts.groupby("key")["run"].transform("nunique") >= embeddings["run"].nunique()]
     keys = list(dict.fromkeys(parts["key"]))
     if keys:
         _by_model(axes[0, 2], parts, "accuracy", keys, "key")
@@ -261,13 +265,15 @@ def _direct(tables: dict[str, pd.DataFrame]) -> Any:
     table = table.assign(part=name.str.replace(r"^L(\d+)mlp$", r"L\1 MLP", regex=True))
     keys = [k for k in dict.fromkeys(table["part"]) if "attention" in k or "MLP" in k]
     group = ["run", "split", "region", "correct", "part"]
-    table = table.groupby(group, sort=False)[["true", "given"]].sum().reset_index()
+    table = table.groupby(group, sort=False).agg({"true": "sum", "given": "sum", "n": "first"}).reset_index()
     fig, axes = figure(1, 3, (2.6, 2.6), sharey=True)
     panels = (("outside", True, "right, outside the square"), ("inside", True, "right, inside"),
               ("inside", False, "wrong, inside"))  # fmt: skip
     for ax, (region, correct, title) in zip(axes[0], panels, strict=True):
         part = table[(table["region"] == region) & (table["correct"] == correct)]
         for i, split in enumerate(SPLITS):
+            if part.loc[part["split"] == split, "n"].mean() < FEWEST:
+                continue  # the random split is hardly ever wrong there
             for j, (value, fill) in enumerate((("true", True), ("given", False))):
                 if correct and value == "given":
                     continue  # the same answer
@@ -276,8 +282,7 @@ def _direct(tables: dict[str, pd.DataFrame]) -> Any:
                 label = f"{split} split: {'right' if value == 'true' else 'given'} answer"
                 _dots(ax, part[part["split"] == split], value, keys, "part", shift, color=color,
                       mfc=color if fill else "white", label=label)  # fmt: skip
-        ax.set_xticks(range(len(keys)), [k.replace("L", "").replace("0 ", "layer 0\n").replace("1 ", "layer 1\n")
-                                         for k in keys])  # fmt: skip
+        ax.set_xticks(range(len(keys)), [f"layer {k[1]}\n{k[3:]}" for k in keys])
         ax.axhline(0, color="#999999", lw=0.7)
         ax.set_title(title)
     axes[0, 0].set_ylabel("direct contribution to\nthe answer's logit (centred)")

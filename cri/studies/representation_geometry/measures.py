@@ -110,14 +110,19 @@ def _shapes(subject: Subject) -> pd.DataFrame:
 
 
 def _neuron_maps(subject: Subject) -> pd.DataFrame:
-    """Activations over the grid of the neuron that is most clearly tuned to each variable, layer by layer."""
+    """Activations over the grid of the neuron that is most clearly tuned to each variable, layer by layer; of those
+    tuned to the sum, of one that fires for sums of the square."""
     import pandas as pd
 
     tables = []
     for layer in range(subject.n_layers):
         acts, table = _tuned(subject, layer)
         for variable in ("a", "b", "a+b", "a-b", "mod 10"):
-            best = table[table["tuned"] == variable].nlargest(1, variable)
+            chosen = table[table["tuned"] == variable]
+            if variable == "a+b":
+                sums = subject.sums[subject.inside]
+                chosen = chosen[chosen["centre"].between(sums.min(), sums.max())]
+            best = chosen.nlargest(1, variable)
             for neuron in best["neuron"]:
                 values = acts[:, neuron].round(3)
                 tables.append(pd.DataFrame({
