@@ -28,7 +28,7 @@ class Geometry(RunOptions):
     """Models to look into, and what to ask. `device` is where they are trained; all else runs on the CPU."""
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Of the models with a token a number; none where only `written` is asked for."""
+    """Of the models with a token a number."""
     model: str = "nano"
     size: int = 0
     """Grid size; 0 is the paper's."""
@@ -95,7 +95,9 @@ PRESETS = {
     "cpu": Geometry(
         arms=("start", "untied", "noise", "smooth", "bent"),
     ),
-    "digits": Geometry(seeds=(), written=("addition:direct:digit",), name="digits"),
+    "digits": Geometry(
+        seeds=(0, 1), written=("addition:direct:digit",), written_seeds=(0, 1), planted=False, name="digits"
+    ),
     "test": Geometry(
         seeds=(0,), size=24, half_side=2, steps=40, periods=(20, 10), helix_periods=(24,), smooth=(3,),
         arms=("start", "untied", "noise", "smooth", "bent"), arm_waves=3, planted=False,

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cri.cli import run_command
-from cri.errors import CriError
 from cri.studies.common.records import code_hash, recording
 from cri.studies.representation_geometry.config import NAME, PRESETS, SPLITS, Geometry
 
@@ -29,8 +28,6 @@ def _train(config: Geometry) -> list[Path]:
 
     if config.use:
         return list(config.use)
-    if not config.seeds and not config.written:
-        raise CriError("seeds: give at least one, or families in written")
     wanted = [config.run_config(split, seed) for split in SPLITS for seed in config.seeds]
     return train_runs(wanted, config.runs, jobs=config.jobs, device=config.device)
 
@@ -149,8 +146,8 @@ def run(config: Geometry) -> list[Path]:
         if record.reusable(identity):
             figures = record.redraw(draw)
         else:
-            tables = (_measure_all(paths, config) if paths else {}) | _written(config)[1]
-            if config.arms and paths:
+            tables = _measure_all(paths, config) | _written(config)[1]
+            if config.arms:
                 tables["arms"] = retrain(config, config.runs / NAME)
             tables["summary"] = summarise(tables)
             seconds = round(time.perf_counter() - started, 1)
