@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 NUMBERS = pd.read_csv(ROOT / "studies" / "numbers.csv", dtype=str, keep_default_na=False)
 ELSEWHERE = pd.read_csv(ROOT / "studies" / "numbers_elsewhere.csv", dtype=str, keep_default_na=False)
 WHOLE = (
+    "studies/representation_geometry/README.md",
     "README.md",
     "studies/attribution_quality/README.md",
     "studies/case_effects/README.md",

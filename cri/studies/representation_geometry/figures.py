@@ -286,7 +286,8 @@ def _direct(tables: dict[str, pd.DataFrame]) -> Any:
         ax.axhline(0, color="#999999", lw=0.7)
         ax.set_title(title)
     axes[0, 0].set_ylabel("direct contribution to\nthe answer's logit (centred)")
-    axes[0, 2].legend(fontsize=6)
+    axes[0, 0].legend(fontsize=6, loc="upper right")
+    axes[0, 2].legend(fontsize=6, loc="upper left")
     return fig
 
 
