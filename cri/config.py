@@ -12,7 +12,7 @@ from typing import Any, Literal
 from tyro.conf import Suppress
 
 from cri.checks import check_dataclass
-from cri.errors import CorruptRunError, CriError, out_of_range
+from cri.errors import CorruptRunError, out_of_range
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class RunConfig:
         """Inverse of `to_dict`; a file with other fields was made by another version."""
         try:
             return cls(**{**data, "train": TrainConfig(**data["train"])})
-        except (TypeError, KeyError, CriError) as error:
+        except (TypeError, ValueError, KeyError) as error:  # a `CriError` is a ValueError
             raise CorruptRunError(f"run: config.json does not fit this version ({error}); train again") from error
 
     def replace(self, **changes: Any) -> RunConfig:

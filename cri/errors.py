@@ -28,11 +28,17 @@ class CorruptRunError(CriError):
     """A run folder whose files do not match its manifest."""
 
 
+def shown(value: object) -> str:
+    """A value as messages show it: on one line, and not at any length."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
 def unknown_name(field: str, value: object, valid: Iterable[object]) -> UnknownNameError:
     """The error for an unknown `value` of `field`, listing the `valid` ones."""
-    return UnknownNameError(f"{field}: unknown {value!r}; choose from {', '.join(map(str, valid))}")
+    return UnknownNameError(f"{field}: unknown {shown(value)}; choose from {', '.join(map(str, valid))}")
 
 
 def out_of_range(field: str, value: object, allowed: str) -> CriError:
     """The error for a `value` of `field` outside the `allowed` range (described in words)."""
-    return CriError(f"{field}: {value!r} is not allowed; must be {allowed}")
+    return CriError(f"{field}: {shown(value)} is not allowed; must be {allowed}")

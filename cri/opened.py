@@ -15,6 +15,7 @@ import numpy as np
 
 from cri.attribution.methods import METHODS
 from cri.attribution.methods import find as find_method
+from cri.checks import checked
 from cri.errors import CriError, out_of_range, unknown_name
 from cri.storage import is_complete
 from cri.training.runs import Run
@@ -329,8 +330,12 @@ def methods() -> list[str]:
     return list(METHODS)
 
 
-def load_run(path: Path | str, runs: Path = RUNS) -> OpenRun:
+@checked
+def load_run(path: Path | str, runs: Path = RUNS, altered: bool = False) -> OpenRun:
     """Opens a finished run by its folder, or by the beginning of its name below `runs`.
+
+    Args:
+        altered: open a run whose files were edited on purpose, too, and say so on stderr.
 
     Raises `CriError` when there is no such run or several, `CorruptRunError` when a file was altered or the run was
     made with other data than this code makes.
@@ -342,5 +347,5 @@ def load_run(path: Path | str, runs: Path = RUNS) -> OpenRun:
             raise CriError(f"run: {folder.name!r} begins the names of {len(found)}: {', '.join(p.name for p in found)}")
         if found:
             folder = found[0]
-    run = _load_run(folder)
+    run = _load_run(folder, altered)
     return OpenRun(**{f.name: getattr(run, f.name) for f in fields(run)})

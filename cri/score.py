@@ -56,15 +56,19 @@ class ScoreConfig:
 
 def read_answers(path: Path) -> list[dict[str, Any]]:
     """The rows of an answers file, row i being line i + 1; raises `CriError` naming a line that is not valid."""
+    if path.exists() and not path.is_file():
+        raise CriError(f"file: {path} is not a regular file")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold other separators, such as U+2028, as text
     except (OSError, UnicodeDecodeError) as error:
         raise CriError(f"file: {path} cannot be read ({error})") from None
     rows: list[dict[str, Any]] = []
+    if lines[-1] == "":
+        del lines[-1]
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise CriError(f"{path} line {number}: not valid JSON") from None
         if not isinstance(row, dict):
             raise CriError(f"{path} line {number}: not a JSON object")
@@ -72,6 +76,8 @@ def read_answers(path: Path) -> list[dict[str, Any]]:
             value = row.get(key)
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise CriError(f"{path} line {number}: {key} must be {'an integer' if kind is int else 'a string'}")
+        if any("\ud800" <= char <= "\udfff" for char in row["output"]):
+            raise CriError(f"{path} line {number}: output holds half of a surrogate pair, which is no text")
         if not isinstance(row.get("finished", True), bool):
             raise CriError(f"{path} line {number}: finished must be true or false")
         rows.append(row)

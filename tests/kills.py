@@ -1,8 +1,9 @@
 """Commands killed at random moments: is anything alive afterwards, is anything lost, are the results as if undisturbed?
 
-`python -m tests.kills [--kills 100] [--seed 0]` kills `train`, `sweep`, the map study and the bank of retrained models
-in turn, by SIGTERM or SIGKILL, the command itself or one of its workers, starts each again where it was until it is
-done, and compares. It prints a line a kill and ends with exit code 1 where one of these does not hold. Linux only.
+`python -m tests.kills [--kills 100] [--seed 0]` kills `train`, `sweep`, the map study, the bank of retrained models and
+the explorer in turn, by SIGTERM or SIGKILL, the command itself or one of its workers, starts each again where it was
+until it is done, and compares. It prints a line a kill and ends with exit code 1 where one of these does not hold.
+Linux only.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
         ["test", "--plans", f"{BANK}/base", f"{BANK}/subsets-50", "--jobs", "2", "--device", "cpu", "--out",
          "{out}/record"],
     ),
+    # the run that it explains is made by `train`, once, and nobody disturbs that
+    "explore": ("cri.explore.command", ["{out}/../explored", "--cases", "25", "--out", "{out}/page.html"]),
 }  # fmt: skip
 TOO_LATE = "ended before"
 TIMED = ["train_seconds", "commit"]
@@ -116,7 +119,9 @@ def ended(pid: int) -> int:
 def results(out: Path) -> dict[str, str]:
     """Checksums of tables, weights and figures below `out`."""
     found = {}
-    for path in sorted(p for p in out.rglob("*") if p.suffix in (".csv", ".gz", ".jsonl", ".safetensors", ".png")):
+    for path in sorted(
+        p for p in out.rglob("*") if p.suffix in (".csv", ".gz", ".jsonl", ".safetensors", ".png", ".html")
+    ):
         data = path.read_bytes()
         if path.name.startswith("runs.csv"):
             data = pd.read_csv(path).drop(columns=TIMED).to_csv().encode()
@@ -139,7 +144,7 @@ def finished(command: str, out: Path) -> dict[str, int]:
 def kill_once(command: str, out: Path, seconds: float, rng: random.Random) -> tuple[str, int, list[str]]:
     """Starts the command in `out`, kills at a random moment; what was killed, the exit code, and what is wrong."""
     number = rng.choice([signal.SIGTERM, signal.SIGKILL])
-    of_worker = command != "train" and rng.random() < 0.5
+    of_worker = command not in ("train", "explore") and rng.random() < 0.5
     moment = rng.uniform(0, seconds)
     before = finished(command, out)
     pid = start(command, out)
@@ -176,6 +181,12 @@ def run(kills: int, seed: int, where: Path, commands: list[str]) -> Counter[str]
     rng = random.Random(seed)
     counts: Counter[str] = Counter()
     expected, seconds = {}, {}
+    if "explore" in commands:
+        out = where / "explored-run"
+        out.mkdir(parents=True)
+        if code := ended(start("train", out)):
+            raise SystemExit(f"train: exit code {code}, see {out.with_suffix('.log')}")
+        next((out / "runs").glob("*/complete.json")).parent.rename(where / "explored")
     for command in commands:
         out = where / f"{command}-undisturbed"
         out.mkdir(parents=True)
@@ -184,6 +195,7 @@ def run(kills: int, seed: int, where: Path, commands: list[str]) -> Counter[str]
         if code := ended(pid):
             raise SystemExit(f"{command}: exit code {code}, see {out.with_suffix('.log')}")
         seconds[command] = time.monotonic() - started
+        print(json.dumps({"undisturbed": command, "seconds": round(seconds[command], 1)}), flush=True)
         expected[command] = results(out)
         assert expected[command], command
     i = 0
@@ -221,8 +233,9 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    for module in ("cri.training.trainer", "cri.evaluation.decoding", "cri.models.loading", "transformers.models.gpt2",
-                   "matplotlib.pyplot", *(module for module, _ in COMMANDS.values())):  # fmt: skip
+    heavy = ("cri.training.trainer", "cri.evaluation.decoding", "cri.models.loading", "transformers.models.gpt2",
+             "matplotlib.pyplot", "cri.explore.payload", "cri.attribution.ekfac")  # fmt: skip
+    for module in (*heavy, *(module for module, _ in COMMANDS.values())):
         importlib.import_module(module)
     with contextlib.ExitStack() as stack:
         where = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -107,7 +107,7 @@ def test_any_parameters_make_a_task_or_are_refused_by_name(name, params):
 
 def test_without_the_guard_the_faults_are_found(monkeypatch):
     """The properties above fail where values are not checked: they can find such faults."""
-    monkeypatch.setattr("cri.data.splits.check_arguments", lambda *args: None)
+    monkeypatch.setattr("cri.checks._fits", lambda *args: True)
     for params in ({"half_side": "3"}, {"half_side": None}, {"center": 5}):
         with pytest.raises((TypeError, ValueError)) as raised:
             _split_or_refusal("square", params)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from scipy import sparse
 
+from cri.checks import checked
 from cri.data.case_relations import Pairs, TestIds, TrainIds, grid_distance, mirror_images, same_answer
 from cri.data.memberships import token_distance
 from cri.errors import CriError
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
     from cri.data.token_table import TokenTable
 
 
+@checked
 def nearest_operands(task: Task, train_ids: TrainIds, test_ids: TestIds) -> Pairs:
     """Minus the grid distance."""
     return -grid_distance(task, train_ids, test_ids).astype(np.float32)
 
 
+@checked
 def same_answer_by_distance(
     task: Task,
     train_ids: TrainIds,
@@ -42,6 +45,7 @@ def same_answer_by_distance(
     return same_answer(train_labels, test_labels) / distance.astype(np.float32)
 
 
+@checked
 def same_answer_with_mirror(
     task: Task,
     train_ids: TrainIds,
@@ -70,11 +74,13 @@ def same_answer_with_mirror(
     return same_answer(train_labels, test_labels) * (near(distance) + near(mirrored))
 
 
+@checked
 def shared_tokens(task: Task, tokenizer: str, train_ids: TrainIds, test_ids: TestIds) -> Pairs:
     """exp(-h), h being how many tokens of the numbers in the question differ (Hamming's distance)."""
     return np.exp(-token_distance(task, tokenizer, train_ids, test_ids).astype(np.float32))
 
 
+@checked
 def bm25(train: TokenTable, test: TokenTable, k1: float = 1.2, b: float = 0.75) -> Float[np.ndarray, "train test"]:
     """BM25 of every training sequence (document) for every test sequence (query), over token ids.
 

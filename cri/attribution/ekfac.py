@@ -34,6 +34,7 @@ from cri.attribution.gradients import gradient_coverage
 from cri.attribution.outputs import Output, log_likelihood
 from cri.attribution.per_example import Block, Captured, Part, capture, find_blocks, parts, summed_squares
 from cri.attribution.streaming import NOT_FINITE, batches, on_model, plan_memory
+from cri.checks import checked
 from cri.data.token_table import TokenTable
 from cri.errors import CorruptRunError, CriError, out_of_range, unknown_name
 
@@ -131,7 +132,7 @@ class EKFAC:
                 for i in range(len(names))
             )
             return cls(parameters=names, bases=bases, **record)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptRunError(f"{folder}: not a saved EK-FAC fit ({error})") from error
 
 
@@ -206,6 +207,7 @@ def _rotate(x: Tensor, basis: Tensor | None) -> Tensor:
     return x @ basis if x.is_floating_point() else basis[x]
 
 
+@checked
 def fit_ekfac(
     model: nn.Module,
     tokens: TokenTable,

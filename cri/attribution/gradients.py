@@ -22,6 +22,7 @@ from torch import nn
 from cri.attribution.outputs import Output, log_likelihood, require_target
 from cri.attribution.per_example import evaluating, find_blocks
 from cri.attribution.streaming import hold, on_model, plan_memory, stream
+from cri.checks import checked
 from cri.data.token_table import Target, TokenTable
 from cri.errors import CriError
 
@@ -48,6 +49,7 @@ class GradientScores:
         return np.divide(self.dot, scale, out=np.zeros_like(self.dot), where=scale > 0)
 
 
+@checked
 def gradient_scores(
     model: nn.Module,
     train: TokenTable,
@@ -93,6 +95,7 @@ def gradient_scores(
     return GradientScores(dot, train_norm, test_norm, gradient_coverage(model, test, parameters, output=output))
 
 
+@checked
 def tracin(
     checkpoints: Iterable[tuple[nn.Module, float]],
     train: TokenTable,
@@ -124,6 +127,7 @@ def tracin(
     return total
 
 
+@checked
 def gradient_coverage(
     model: nn.Module,
     tokens: TokenTable,

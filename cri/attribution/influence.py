@@ -24,10 +24,12 @@ from cri.attribution.ekfac import EKFAC, fisher_gradients
 from cri.attribution.outputs import Output, log_likelihood, require_target
 from cri.attribution.per_example import materialise, parts
 from cri.attribution.streaming import hold, on_model, plan_memory, stream
+from cri.checks import checked
 from cri.data.token_table import Target, TokenTable
 from cri.errors import out_of_range
 
 
+@checked
 def influence(
     model: nn.Module,
     fisher: EKFAC,

@@ -8,11 +8,13 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
+from cri.checks import checked
 from cri.errors import CriError, out_of_range, unknown_name
 
 METRICS: tuple[str, ...] = ("cosine", "euclidean", "whitened_cosine")
 
 
+@checked
 def whiten(
     train: Float[np.ndarray, "train d"], test: Float[np.ndarray, "test d"], shrinkage: float = 0.01
 ) -> tuple[Float[np.ndarray, "train d"], Float[np.ndarray, "test d"]]:
@@ -84,6 +86,7 @@ def _score(train: np.ndarray, test: np.ndarray, metric: str, scale: float = 1.0)
     return -np.sqrt(np.maximum(squares, 0, out=squares)) * np.float32(scale)
 
 
+@checked
 def similarity(
     train: Float[np.ndarray, "train d"], test: Float[np.ndarray, "test d"], metric: str = "cosine"
 ) -> Float32[np.ndarray, "train test"]:
@@ -101,6 +104,7 @@ def similarity(
     return _score(x, y, metric, scale)
 
 
+@checked
 def nearest(
     train: Float[np.ndarray, "train d"],
     test: Float[np.ndarray, "test d"],

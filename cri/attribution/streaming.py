@@ -20,6 +20,7 @@ from cri.attribution.outputs import Output
 from cri.attribution.per_example import Block, Part, capture, inner, materialise, parts, squared_norms
 from cri.data.token_table import TokenTable
 from cri.errors import CriError, out_of_range
+from cri.models.loading import require_finite
 
 Held = Float[Tensor, "query _"] | list[Part]
 """Query gradients of one block: flattened, or as factors."""
@@ -32,7 +33,8 @@ Rotate = Callable[[list[Part]], list[Part]]
 
 
 def on_model(model: nn.Module, tokens: TokenTable) -> TokenTable:
-    """`tokens` on the device of the model."""
+    """`tokens` on the device of the model, whose parameters must be finite; raises `CriError` otherwise."""
+    require_finite(model)
     return tokens.to(next(model.parameters()).device)
 
 

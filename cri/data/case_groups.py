@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Int, Int8, Shaped
 
+from cri.checks import checked
 from cri.data.case_ids import check_case_ids
 from cri.data.case_relations import MAX_STEP_FREQUENCY, grid_distance, mirror_images, shared_operands, shared_steps
 from cri.errors import CriError, out_of_range
@@ -31,6 +32,7 @@ answer (`by_answer`)."""
 _NUMBER = re.compile(r"\d+")
 
 
+@checked
 def labels(texts: Iterable[str]) -> Shaped[np.ndarray, " case"]:
     """The label of each answer text: its first run of digits, as printed; "" where there is none.
 
@@ -89,6 +91,7 @@ class Groups:
         )
 
 
+@checked
 def matched_size(train_labels: Shaped[np.ndarray, " train"], test_labels: Shaped[np.ndarray, " test"]) -> int:
     """Median number of training cases that share a test case's predicted label (at least 1): the size to
     which `near` is matched."""
@@ -98,6 +101,7 @@ def matched_size(train_labels: Shaped[np.ndarray, " train"], test_labels: Shaped
     return max(1, round(float(np.median(sizes)))) if sizes else 1
 
 
+@checked
 def make_groups(
     task: Task,
     train_ids: Int[np.ndarray, " train"],
@@ -171,6 +175,7 @@ def make_groups(
     )
 
 
+@checked
 def by_answer(groups: Groups) -> Int8[np.ndarray, "train test"]:
     """Groups of the pairs, indices into `BY_ANSWER`, in which outputs are matched: of the near cases, and of those far
     away that share a step, the ones that have the test case's answer are set apart from the ones that have not.

@@ -6,9 +6,11 @@ import numpy as np
 from jaxtyping import Int
 from numpy.typing import ArrayLike
 
+from cri.checks import checked
 from cri.errors import CriError
 
 
+@checked
 def check_case_ids(ids: ArrayLike, n_cases: int, field: str = "case_ids") -> Int[np.ndarray, " case"]:
     """`ids` as whole numbers, each in 0 .. `n_cases` - 1.
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Shaped
 from scipy import sparse
 
+from cri.checks import checked
 from cri.data.case_ids import check_case_ids
 from cri.errors import out_of_range
 from cri.tasks import Task
@@ -20,6 +21,7 @@ MAX_STEP_FREQUENCY = 0.05
 """A step found in a larger fraction of the grid's cases is not informative (see `informative_steps`)."""
 
 
+@checked
 def grid_distance(task: Task, train_ids: TrainIds, test_ids: TestIds) -> Int[np.ndarray, "train test"]:
     """Chebyshev distance on the grid, max(|row_i - row_t|, |col_i - col_t|): the measure in which the
     held-out squares are balls and their borders rings."""
@@ -33,6 +35,7 @@ def _checked(task: Task, train_ids: TrainIds, test_ids: TestIds) -> tuple[TrainI
     return check_case_ids(train_ids, task.n_cases, "train_ids"), check_case_ids(test_ids, task.n_cases, "test_ids")
 
 
+@checked
 def mirror_images(task: Task) -> Int[np.ndarray, " case"]:
     """The case with the operands exchanged, of each case: its id where that is another case with the same answer, -1
     elsewhere."""
@@ -45,12 +48,14 @@ def mirror_images(task: Task) -> Int[np.ndarray, " case"]:
     return out
 
 
+@checked
 def shared_operands(task: Task, train_ids: TrainIds, test_ids: TestIds) -> Pairs:
     """How many operands two cases share, each in its own place: 0 or 1 (2 only for the same case)."""
     train, test = (task.cases[ids] for ids in _checked(task, train_ids, test_ids))
     return (train[:, None] == test[None]).sum(axis=2).astype(np.float32)
 
 
+@checked
 def same_answer(train_labels: Shaped[np.ndarray, " train"], test_labels: Shaped[np.ndarray, " test"]) -> Pairs:
     """1 where the training case's answer is the label of the test case, else 0.
 
@@ -62,6 +67,7 @@ def same_answer(train_labels: Shaped[np.ndarray, " train"], test_labels: Shaped[
     return ((train[:, None] == test[None]) & (test != "")[None]).astype(np.float32)
 
 
+@checked
 def informative_steps(task: Task, max_frequency: float = MAX_STEP_FREQUENCY) -> sparse.csr_matrix:
     """Which informative rule steps each case executes, 1 or 0, [case, step].
 
@@ -88,6 +94,7 @@ def informative_steps(task: Task, max_frequency: float = MAX_STEP_FREQUENCY) -> 
     return sparse.csr_matrix((np.ones(len(rows), dtype=np.float32), (rows, cols)), shape=shape)
 
 
+@checked
 def shared_steps(
     task: Task, train_ids: TrainIds, test_ids: TestIds, max_frequency: float = MAX_STEP_FREQUENCY
 ) -> Pairs:

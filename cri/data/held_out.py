@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from jaxtyping import Bool, Int
 
+from cri.checks import checked
 from cri.data.case_relations import informative_steps
 from cri.data.splits import in_square, square
 from cri.errors import CriError, out_of_range, unknown_name
@@ -118,6 +119,7 @@ DESIGNS: dict[str, Callable[[Task, int, np.random.Generator], Held]] = {
 }
 
 
+@checked
 def mirror_designs(task: Task, n: int, place: int = 1) -> dict[str, Held]:
     """Squares of `n` cases held out away from the diagonal, all at one distance from it, which differ in whether the
     mirror images of their cases (the operands exchanged) are trained.
@@ -140,6 +142,7 @@ def mirror_designs(task: Task, n: int, place: int = 1) -> dict[str, Held]:
     }
 
 
+@checked
 def diagonal_square(task: Task, n: int, place: int = 1) -> Held:
     """The square of `n` cases on the diagonal that has the sums of `mirror_designs` at this place: it contains its own
     mirror images."""
@@ -174,6 +177,7 @@ def _block(task: Task, row: int, col: int, n: int) -> Held:
     return held
 
 
+@checked
 def leave_out(task: Task, design: str, n: int, seed: int) -> Bool[np.ndarray, " case"]:
     """Mask of `n` held-out cases.
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from cri.checks import check_arguments
+from cri.checks import check_arguments, checked
 from cri.errors import CriError, out_of_range, unknown_name
 from cri.tasks import LengthAddition, Task
 
@@ -46,17 +46,20 @@ class Split:
         return np.flatnonzero(self.test)
 
 
+@checked
 def in_square(task: Task, center: Sequence[int], half_side: int) -> Bool[np.ndarray, " case"]:
     """Mask of the cases within `half_side` of `center` in both grid coordinates."""
     return np.abs(task.coords - np.asarray(center)).max(axis=1) <= half_side
 
 
+@checked
 def depth(task: Task, center: Sequence[int], half_side: int) -> Int[np.ndarray, " case"]:
     """Rings from a square's border inwards: 0 on the border ring, `half_side` at the centre,
     negative outside (-1 is the first ring around the square)."""
     return half_side - np.abs(task.coords - np.asarray(center)).max(axis=1)
 
 
+@checked
 def square(task: Task, center: Sequence[int] | None = None, half_side: int = 10, existing_only: bool = False) -> Split:
     """One square held out (Leave-Square-Out); every cell of it must be a case of the grid, unless `existing_only` holds
     out those that are (the public chicken & rabbit square at (75, 50) with half side 10: 432 of 441)."""
@@ -78,6 +81,7 @@ def square(task: Task, center: Sequence[int] | None = None, half_side: int = 10,
     return Split(~held_out, info, ((*center, half_side),))
 
 
+@checked
 def squares(
     task: Task,
     n: int = 3,
@@ -137,6 +141,7 @@ def _overlap(p: tuple[int, int, int], q: tuple[int, int, int]) -> bool:
     return max(abs(p[0] - q[0]), abs(p[1] - q[1])) <= p[2] + q[2]
 
 
+@checked
 def random(task: Task, fraction: float = 0.7, seed: int = 42) -> Split:
     """A random `fraction` of the cases is trained on, by the permutation of torch's `random_split`."""
     if not 0 < fraction < 1:
@@ -158,16 +163,19 @@ def _lines(task: Task, axis: int, kind: str, n: int, seed: int) -> Split:
     return Split(~np.isin(task.coords[:, axis], chosen), {"kind": kind, "n": n, "seed": seed})
 
 
+@checked
 def rows(task: Task, n: int = 4, seed: int = 42) -> Split:
     """`n` random whole rows (values of the first coordinate) held out."""
     return _lines(task, 0, "rows", n, seed)
 
 
+@checked
 def columns(task: Task, n: int = 4, seed: int = 42) -> Split:
     """`n` random whole columns (values of the second coordinate) held out."""
     return _lines(task, 1, "columns", n, seed)
 
 
+@checked
 def scattered(task: Task, n: int = 21, seed: int = 42) -> Split:
     """The crossings of `n` random rows with `n` random columns held out: as many cells as a square
     of half side (n - 1) / 2, not contiguous (a design the paper's authors tried and dropped)."""
@@ -175,6 +183,7 @@ def scattered(task: Task, n: int = 21, seed: int = 42) -> Split:
     return Split(by_row.train | by_col.train, {"kind": "scattered", "n": n, "seed": seed})
 
 
+@checked
 def lengths(task: Task, train_max: int = 3, test_fraction: float = 0.1, seed: int = 42) -> Split:
     """Numbers of up to `train_max` digits are trained on, except a random `test_fraction` of each length;
     all longer ones are held out. For `length_addition` only."""
@@ -203,6 +212,7 @@ SPLITS: dict[str, Callable[..., Split]] = {
 }
 
 
+@checked
 def make_split(task: Task, kind: str, **params: Any) -> Split:
     """The split `kind` of `task`; raises `CriError` naming the field for unusable parameters."""
     if kind not in SPLITS:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from cri.checks import checked
 from cri.data.case_ids import check_case_ids
 from cri.data.tokenization import build_tokenizer, encode_texts, eos_id, pad_id
 from cri.errors import CriError
@@ -109,12 +110,14 @@ def texts(task: Task, fmt: Format) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return prompts, completions
 
 
+@checked
 def task_tokenizer(kind: str, task: Task, fmt: Format) -> PreTrainedTokenizerBase:
     """The tokenizer of this kind covering the whole grid of `task` in `fmt`."""
     prompts, completions = texts(task, fmt)
     return build_tokenizer(kind, [*prompts, *completions], fmt.atoms(task))
 
 
+@checked
 def encode(task: Task, fmt: Format, tokenizer: PreTrainedTokenizerBase) -> TokenTable:
     """Token table of the whole grid, row i being case id i.
 

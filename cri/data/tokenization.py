@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from cri.checks import checked
 from cri.errors import CriError, unknown_name
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def _pattern(kind: str, atoms: Sequence[str]) -> str:
     return "|".join([*longest_first, _DIGIT_PATTERNS[kind], r" ?[A-Za-z_]+", r"(?s:.)"])
 
 
+@checked
 def build_tokenizer(kind: str, texts: Iterable[str], atoms: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """A `number`, `digit` or `list` tokenizer whose vocabulary covers `texts`.
 

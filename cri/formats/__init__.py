@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+from cri.checks import checked
 from cri.errors import out_of_range, unknown_name
 from cri.formats.rules.language import Rule
 from cri.formats.rules.task_rules import task_rule
@@ -177,6 +178,7 @@ well."""
 _ALL_FORMATS: dict[str, Format] = {**FORMATS, **{f.name: f for f in (ShuffledScratchpad(), PublishedScratchpad())}}
 
 
+@checked
 def make_format(name: str) -> Format:
     """The format called `name`; raises `UnknownNameError` listing the valid ones."""
     if name not in _ALL_FORMATS:

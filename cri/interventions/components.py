@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
+from cri.checks import checked
 from cri.data.case_ids import check_case_ids
+from cri.errors import CriError
 from cri.models.loading import to_bridge
 from cri.training.runs import Run
 from cri.training.setup import Materials
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+@checked
 def logit_attribution(
     run: Run | Materials, case_ids: Int[np.ndarray, " case"], *, batch_size: int = 512
 ) -> tuple[pd.DataFrame, float]:
@@ -36,6 +39,8 @@ def logit_attribution(
     import pandas as pd
 
     case_ids = check_case_ids(case_ids, run.task.n_cases)
+    if not len(case_ids):
+        raise CriError("case_ids: give at least one")
     bridge = to_bridge(run.model, run.tokenizer)
     bridge.enable_compatibility_mode(disable_warnings=True)
     n_layers, n_heads = bridge.cfg.n_layers, bridge.cfg.n_heads

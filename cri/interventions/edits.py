@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from cri.checks import checked
 from cri.data.case_ids import check_case_ids
 from cri.data.step_coverage import step_counts
 from cri.errors import CriError, out_of_range, unknown_name
@@ -151,6 +152,7 @@ def check_kinds(kinds: Iterable[str]) -> None:
             raise unknown_name("elements", kind, KINDS)
 
 
+@checked
 def sample_edits(
     task: Task,
     fmt: Format,
@@ -285,6 +287,7 @@ def _steps_seen(lines: Sequence[TraceLine], after: int, counts: Mapping[Step, in
     return step_text(steps[0]) if steps else "", all(counts.get(step, 0) > 0 for step in steps)
 
 
+@checked
 def step_edits(
     run: Run | Materials,
     edits: Sequence[CaseEdit],

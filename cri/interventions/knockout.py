@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cri.checks import checked
 from cri.data.case_ids import check_case_ids
 from cri.errors import CriError, out_of_range
 from cri.formats.traces import join
@@ -50,6 +51,7 @@ class StepTokens:
     cases: Int[np.ndarray, " case"]
 
 
+@checked
 def step_tokens(run: Run | Materials, case_ids: Sequence[int], step: int) -> StepTokens:
     """The tokens of the lines that execute rule step number `step` (counted from 1) of each case; cases
     with fewer steps are left out.
@@ -111,6 +113,7 @@ def _tokens(run: Run | Materials, rows: list[Any], cases: Int[np.ndarray, " case
     return StepTokens(ids, targets, groups, cases)
 
 
+@checked
 def attention_knockout(
     bridge: TransformerBridge, tokens: StepTokens, groups: Sequence[str] | None = None, *, batch_size: int = 128
 ) -> pd.DataFrame:

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cri.checks import checked
 from cri.data.case_ids import check_case_ids
 from cri.data.tokenization import encode_texts
 from cri.errors import CriError, unknown_name
@@ -104,6 +105,7 @@ class _Place:
     """Characters of the completion up to which base and source are read."""
 
 
+@checked
 def make_pairs(
     run: Run | Materials,
     variable: str,

@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cri.checks import checked
 from cri.errors import CriError, out_of_range, unknown_name
 from cri.interventions.pairs import Pairs, read_accounts
-from cri.models.activations import Site, check_sites
+from cri.models.activations import PROMPT_END, Site, check_sites
 from cri.models.attention import unmasked
 from cri.models.positions import positions_of
 
@@ -32,6 +33,7 @@ COMPONENTS = ("resid_pre", "attn_out", "mlp_out", "resid_post")
 Vectors = Literal["source", "random"]
 
 
+@checked
 def patch_sites(n_layers: int) -> list[str]:
     """The embedding's output, then every layer's attention output, MLP output and residual stream."""
     layers = [f"blocks.{i}.hook_{c}" for i in range(n_layers) for c in COMPONENTS[1:]]
@@ -95,6 +97,7 @@ class PatchMap:
         return out
 
 
+@checked
 def patch_map(
     model: PreTrainedModel,
     bridge: TransformerBridge,
@@ -283,6 +286,7 @@ class _Engine:
         return out[0] if isinstance(out, tuple) else out
 
 
+@checked
 def patched_logits(
     bridge: TransformerBridge,
     base_ids: Int[Tensor, "pair pos"],
@@ -292,9 +296,23 @@ def patched_logits(
     """Logits with one site of the source written into the base by a hook: any hook name, one position.
 
     The slow and obvious way, for single questions and for checking `patch_map`.
+
+    Args:
+        base_ids, source_ids: sequences of equal shape.
+        site: its position counts from the sequences' start, or from their end where it is negative; `prompt_end` is the
+            last token, the sequences being prompts.
+
+    Raises `CriError` for other shapes, a position outside the sequences, and a place in the trace.
     """
     check_sites(bridge, [site])
-    position = int(site.position)
+    if base_ids.shape != source_ids.shape or base_ids.ndim != 2:
+        raise CriError(f"source_ids: shape {tuple(source_ids.shape)} is not [pair, pos] as base_ids have it")
+    n = base_ids.shape[1]
+    if site.in_trace:
+        raise CriError(f"site: {site} lies in the trace; give the index of its token as position")
+    position = -1 if site.position == PROMPT_END else int(site.position)
+    if not -n <= position < n:
+        raise out_of_range("site.position", position, f"in {-n}..{n - 1}")
     with torch.no_grad():
         _, cache = bridge.run_with_cache(source_ids, names_filter=[site.hook])
         vector = cache[site.hook][:, position]

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
+from cri.checks import checked
 from cri.data.case_ids import check_case_ids
 from cri.data.tokenization import encode_texts
 from cri.errors import CriError, unknown_name
@@ -57,6 +58,7 @@ class Probe:
         return self.classes[(x @ self.weight + self.bias).argmax(1)]
 
 
+@checked
 def fit_probe(
     x: Float[np.ndarray, "case d"], labels: Int[np.ndarray, " case"], *, ridge: float = 1e-3, max_rank: int = 16
 ) -> Probe:
@@ -82,6 +84,7 @@ def _span(columns: Float[np.ndarray, "d class"], rank: int) -> Float[np.ndarray,
     return u[:, : min(rank, int((s > 1e-6 * max(s[0], 1e-9)).sum()))]
 
 
+@checked
 def probe_labels(task: Task, variable: str) -> tuple[Int[np.ndarray, " case"], Int[np.ndarray, " case"]]:
     """The variable's value of every case, and the key that determines it (the units digits of a and b; for
     `tens` those and the tens digits; for `answer` the case).
@@ -118,6 +121,7 @@ def control_labels(
     return labels[first][order][inverse]
 
 
+@checked
 def probe_table(
     run: Run | Materials,
     sites: Sequence[Site],
@@ -159,6 +163,7 @@ def probe_table(
     return pd.concat(tables, ignore_index=True), probes
 
 
+@checked
 def swap_pairs(
     run: Run | Materials, variable: str, case_ids: Int[np.ndarray, " case"], *, n: int = 100, seed: int = 0
 ) -> Pairs:
@@ -233,6 +238,7 @@ def _direct_pairs(run: Run | Materials, variable: str, rows: list[tuple[int, int
     )  # fmt: skip
 
 
+@checked
 def ablate(
     bridge: TransformerBridge,
     run: Run | Materials,
@@ -247,6 +253,8 @@ def ablate(
     rows = torch.arange(len(case_ids))
     mean = torch.from_numpy(collect(bridge, run.tokens, [site], case_ids)[site].mean(0))
     columns = torch.from_numpy(basis).float()
+    if columns.shape[0] != mean.shape[0]:
+        raise CriError(f"basis: columns of {columns.shape[0]} numbers, where {site} has {mean.shape[0]}")
 
     def write(tensor: Tensor, hook: object) -> Tensor:
         tensor = tensor.clone()
@@ -260,6 +268,7 @@ def ablate(
     return (logits.argmax(-1) == run.tokens.ids[case_ids, last + 1]).float().numpy()
 
 
+@checked
 def random_basis(d: int, k: int, seed: int = 0) -> Float[np.ndarray, "d k"]:
     """Orthonormal columns spanning a random subspace (the control of a probe's)."""
     return np.linalg.qr(np.random.default_rng(seed).standard_normal((d, k)))[0]

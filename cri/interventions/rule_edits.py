@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cri.checks import checked
 from cri.data.case_ids import check_case_ids
 from cri.errors import CriError, unknown_name
 from cri.formats.rules.language import Rule, parse_rule
@@ -32,6 +33,7 @@ that write the last carry are gone; `removed`: no rule in the prompt; `unrelated
 reverse order, which are no program."""
 
 
+@checked
 def edited_source(task: Task, kind: str) -> str | None:
     """The source of a task's rule after an edit; None where `kind` does not change this rule.
 
@@ -63,6 +65,7 @@ def edited_source(task: Task, kind: str) -> str | None:
     return None if new == source else new
 
 
+@checked
 def edit_rules(
     run: Run | Materials,
     case_ids: Sequence[int],

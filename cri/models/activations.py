@@ -19,10 +19,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cri.checks import checked
 from cri.data.case_ids import check_case_ids
 from cri.data.step_places import Place, Traced, places
 from cri.data.token_table import TokenTable
-from cri.errors import CriError, UnknownNameError
+from cri.errors import CriError, UnknownNameError, out_of_range
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -49,6 +50,7 @@ class Site:
         return f"{self.hook}@{self.position}"
 
     @classmethod
+    @checked
     def parse(cls, text: str) -> Site:
         """`blocks.1.hook_resid_post@prompt_end`, `...@2`, `...@step:tens`; the last prompt token where no position is
         given."""
@@ -75,12 +77,14 @@ _BY_QUERY = ("hook_pattern", "hook_attn_scores")
 """Hooks whose tensors are [case, head, query, key]."""
 
 
+@checked
 def residual_sites(bridge: TransformerBridge) -> list[Site]:
     """The residual stream at the last prompt token: after the embedding, and after every layer."""
     layers = [Site(f"blocks.{i}.hook_resid_post") for i in range(bridge.cfg.n_layers)]
     return [Site("blocks.0.hook_resid_pre"), *layers]
 
 
+@checked
 def check_sites(bridge: TransformerBridge, sites: Sequence[Site]) -> None:
     """Raises `UnknownNameError` for a hook the model does not have, naming the closest ones."""
     known = bridge.hook_dict
@@ -130,6 +134,7 @@ _ATTENTION_LIMIT = 1 << 25
 """Attention scores [case, head, query, key] of one batch, in numbers: 128 MiB in float32."""
 
 
+@checked
 def collect(
     bridge: TransformerBridge,
     tokens: TokenTable,
@@ -160,6 +165,8 @@ def collect(
     when the limit is exceeded and no `folder` is given, or when the folder's disk has no space.
     """
     check_sites(bridge, sites)
+    if batch_size < 1:
+        raise out_of_range("batch_size", batch_size, "at least 1")
     rows = np.arange(len(tokens)) if case_ids is None else check_case_ids(case_ids, len(tokens))
     if not len(rows):
         raise CriError("case_ids: give at least one")

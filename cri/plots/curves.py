@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cri.checks import require_columns
 from cri.plots.style import (
     FORMAT_MARKERS,
     GROUP_COLORS,
@@ -14,7 +15,6 @@ from cri.plots.style import (
     SPLIT_LINES,
     WRONG,
     new_axes,
-    require_columns,
 )
 from cri.tasks import REGISTERED
 

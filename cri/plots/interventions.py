@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cri.checks import require_columns
 from cri.plots.maps import Square, frame_square
-from cri.plots.style import MISSING, new_axes, require_columns
+from cri.plots.style import MISSING, new_axes
 
 if TYPE_CHECKING:
     import pandas as pd

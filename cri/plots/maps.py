@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cri.plots.style import BEST, BLANK, FRAME, MISSING, RIGHT, SIGNED, WRONG, new_axes, require_columns
+from cri.checks import require_columns
+from cri.plots.style import BEST, BLANK, FRAME, MISSING, RIGHT, SIGNED, WRONG, new_axes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,6 +122,7 @@ def score_map(
     """
     from matplotlib import patheffects
 
+    require_columns(table, ("row", "col", value, *([] if top is None else [top])))
     limit = float(np.nanpercentile(np.abs(table[value].to_numpy(dtype=float)), 99.9))
     ax = grid_map(
         table, value, ax, squares=squares, axis_names=axis_names, limits=(-limit, limit), label=label, cmap=SIGNED,

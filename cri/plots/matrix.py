@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cri.plots.style import MISSING, new_axes, require_columns
+from cri.checks import require_columns
+from cri.plots.style import MISSING, new_axes
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cri.attribution.methods import KIND_COLORS
+from cri.checks import require_columns
 from cri.plots.maps import frame_square
-from cri.plots.style import GROUP_COLORS, new_axes, require_columns
+from cri.plots.style import GROUP_COLORS, new_axes
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cri.errors import CriError
 from cri.storage import atomic_path
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -92,7 +89,7 @@ def new_axes(ax: Axes | None) -> Axes:
         return ax
     import matplotlib.pyplot as plt
 
-    return plt.subplots()[1]
+    return plt.subplots(layout="constrained")[1]  # a saved figure keeps the label of its colour bar
 
 
 def save_figure(fig: Figure, path: str | Path) -> list[Path]:
@@ -112,10 +109,3 @@ def save_figure(fig: Figure, path: str | Path) -> list[Path]:
     with atomic_path(pdf) as temporary:
         fig.savefig(temporary, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
     return [png, pdf]
-
-
-def require_columns(table: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Raises `CriError` naming the columns a plot needs and the table lacks."""
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise CriError(f"table: lacks the columns {', '.join(missing)}; it has {', '.join(map(str, table.columns))}")

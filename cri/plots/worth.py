@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cri.plots.style import GROUP_COLORS, new_axes, require_columns
+from cri.checks import require_columns
+from cri.plots.style import GROUP_COLORS, new_axes
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Num
 
+from cri.checks import checked, require_columns
 from cri.errors import CriError
 from cri.statistics.intervals import LEVEL, N_BOOT, resample_counts
 
@@ -36,6 +37,7 @@ def matthews(
         return np.where(scale > 0, (tp * tn - fp * fn) / scale, np.nan)
 
 
+@checked
 def agreement(
     table: pd.DataFrame, predicted: str, observed: str, *, n_boot: int = N_BOOT, level: float = LEVEL, seed: int = 0
 ) -> dict[str, float]:
@@ -51,6 +53,7 @@ def agreement(
     """
     if table.empty:
         raise CriError("table: no cases to compare")
+    require_columns(table, (predicted, observed, "run", "block"))
     p, o = table[predicted].to_numpy(dtype=bool), table[observed].to_numpy(dtype=bool)
     counts = resample_counts(table["run"].to_numpy(), table["block"].to_numpy(), n_boot, seed)
     out: dict[str, float] = {}

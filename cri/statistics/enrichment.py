@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num, Shaped
 
+from cri.checks import checked
 from cri.data.case_groups import GROUPS, Groups
 from cri.errors import CriError, out_of_range
 
@@ -33,6 +34,7 @@ class TopK(NamedTuple):
     kth_score: Num[np.ndarray, " test"]
 
 
+@checked
 def top_k(scores: Scores, k: int) -> TopK:
     """The k best training cases of each test case; raises `CriError` for scores that are not finite."""
     scores = np.asarray(scores)
@@ -58,6 +60,7 @@ def _check(scores: Scores, groups: Groups) -> None:
         raise CriError(f"scores: shape {scores.shape} is not [train, test] = {groups.codes.shape}")
 
 
+@checked
 def enrichment(scores: Scores, groups: Groups, k: int = 10) -> pd.DataFrame:
     """Each group's share of the top-k neighbours and of the attribution mass, per test case.
 
@@ -108,6 +111,7 @@ def enrichment(scores: Scores, groups: Groups, k: int = 10) -> pd.DataFrame:
 MIRROR_APART = "near, mirror apart"
 
 
+@checked
 def matched(scores: Scores, groups: Groups, k: int = 10) -> pd.DataFrame:
     """Output-matched contrasts: does the score prefer near (or step-sharing) cases to others *with the same
     answer*?
@@ -196,6 +200,7 @@ def _rates(
     return in_window[0] / in_window[1]
 
 
+@checked
 def vote(scores: Scores, groups: Groups, true_labels: Shaped[np.ndarray, " test"], k: int = 10) -> pd.DataFrame:
     """Does the commonest answer among the k nearest training cases predict the model's output?
 
@@ -235,6 +240,7 @@ def vote(scores: Scores, groups: Groups, true_labels: Shaped[np.ndarray, " test"
     )
 
 
+@checked
 def neighbor_distance(scores: Scores, k: int = 10) -> Num[np.ndarray, " test"]:
     """Minus the k-th best score of each test case: for `euclidean` the distance to its k-th neighbour,
     for cosines that distance up to a constant."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Num, Shaped
 
+from cri.checks import check_memory, checked, require_columns
 from cri.data.case_ids import check_case_ids
 from cri.errors import CriError, out_of_range
 from cri.tasks import Task
@@ -28,6 +29,7 @@ class Interval(NamedTuple):
     high: float
 
 
+@checked
 def grid_blocks(task: Task, case_ids: Int[np.ndarray, " case"], side: int = BLOCK_SIDE) -> Int[np.ndarray, " case"]:
     """Number of the `side` x `side` patch of the grid in which each case lies, counted from the cases'
     upper left corner. Cells of one patch have nearly the same neighbours, so they are resampled together."""
@@ -58,6 +60,9 @@ def resample_counts(
     blocks, block_index = np.unique(block, return_inverse=True)
     if len(runs) < 2 and len(blocks) < 2:
         return None
+    if n_boot < 1:
+        raise out_of_range("n_boot", n_boot, "at least 1")
+    check_memory("n_boot", n_boot, 12 * n_boot * max(len(run), 1), f"{n_boot:,} samples of {len(run):,} cases")
     rng = np.random.default_rng(seed)
     by_run, by_block = (
         rng.multinomial(n, np.full(n, 1 / n), size=n_boot).astype(np.float32) for n in (len(runs), len(blocks))
@@ -65,6 +70,7 @@ def resample_counts(
     return by_run[:, run_index] * by_block[:, block_index]
 
 
+@checked
 def bootstrap_ratio(
     numerator: Num[np.ndarray, " case"],
     denominator: Num[np.ndarray, " case"],
@@ -135,6 +141,7 @@ def _percentiles(samples: Float[np.ndarray, " boot"], level: float) -> tuple[flo
     return float(low), float(high)
 
 
+@checked
 def estimate(
     table: pd.DataFrame,
     value: str,
@@ -161,6 +168,9 @@ def estimate(
         raise out_of_range("n_boot", n_boot, "at least 1")
     if not 0 < level < 1:
         raise out_of_range("level", level, "between 0 and 1")
+    if not by:
+        raise CriError("by: give at least one column")
+    require_columns(table, [*by, value, *([] if over is None else [over]), "run", "block"])
     rows = []
     for key, part in table.groupby(list(by), sort=False):
         part = part[part[value].notna()]
@@ -175,6 +185,7 @@ def estimate(
     return pd.DataFrame(rows, columns=[*by, "estimate", "low", "high", "n", "n_runs", "n_blocks"])
 
 
+@checked
 def paired(
     table: pd.DataFrame, value: str, models: tuple[str, str], by: Sequence[str], **options: int | float
 ) -> pd.DataFrame:
@@ -186,12 +197,14 @@ def paired(
             where either value is NaN, are left out.
     """
     keys = [*by, "run", "test_id"]
+    require_columns(table, [*keys, "block", "model", value])
     first, second = (table[table["model"] == model] for model in models)
     both = first[[*keys, "block", value]].merge(second[[*keys, value]], on=keys, suffixes=("", "_other"))
     both["difference"] = both[value] - both[f"{value}_other"]
     return estimate(both, "difference", by, **options)  # pyright: ignore[reportArgumentType]
 
 
+@checked
 def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     """Wilson's score interval of a proportion; (0, 1) for n = 0."""
     from statistics import NormalDist
@@ -207,6 +220,7 @@ def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     return float(max(center - half, 0.0)), float(min(center + half, 1.0))
 
 
+@checked
 def ring_accuracy(
     cases: pd.DataFrame, square: tuple[int, int, int], outside: int = 5, **options: int | float
 ) -> pd.DataFrame:
@@ -224,6 +238,7 @@ def ring_accuracy(
         (all cells of all runs as independent draws: too narrow where a hole moves as a whole from run to
         run, but not empty where every cell is right), `n`, `n_runs`.
     """
+    require_columns(cases, ("row", "col", "correct", "run"), "cases")
     row, col, half = square
     distance = np.maximum((cases["row"] - row).abs(), (cases["col"] - col).abs())
     table = cases.assign(
@@ -240,6 +255,7 @@ def ring_accuracy(
     return out.drop(columns="n_blocks")
 
 
+@checked
 def stratified_auc(
     score: Num[np.ndarray, " case"],
     positive: Bool[np.ndarray, " case"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from cri.checks import checked
 from cri.statistics.intervals import N_BOOT, estimate, paired
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ MIN_TESTS = 20
 """Fewer test cases than this decide nothing."""
 
 
+@checked
 def verdicts(
     matched: pd.DataFrame,
     enrichment: pd.DataFrame,
@@ -96,6 +98,7 @@ def verdicts(
     return table
 
 
+@checked
 def decide(row: dict[str, Any], margin: float = MARGIN) -> tuple[str, str]:
     """The verdict on one row of evidence and its reason in words (see `verdicts`)."""
     used = [row[f"{c}_{x}_n"] for c in ("near", "step") for x in ("excess", "vs_random", "vs_untrained")]
@@ -126,6 +129,7 @@ def decide(row: dict[str, Any], margin: float = MARGIN) -> tuple[str, str]:
     return UNDECIDED, why
 
 
+@checked
 def overall(table: pd.DataFrame, primary: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """One verdict for each task and format: that on which all `primary` (method, site) rows agree.
 

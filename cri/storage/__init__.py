@@ -29,6 +29,7 @@ from typing import Any
 
 from cri.errors import CorruptRunError, CriError
 from cri.storage.compression import BROKEN, content_name, open_content, stored
+from cri.storage.facts import read_json
 
 MARKER = "complete.json"
 LOCK = ".lock"
@@ -226,14 +227,6 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Parsed JSON; raises `CorruptRunError` when the file is missing or cut short."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CorruptRunError(f"run: {path} cannot be read ({error})") from error
-
-
 def run_folder(out: Path, name: str, config: Mapping[str, Any]) -> Path:
     """Where the run of `config` lies below `out`."""
     return out / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}-{config_hash(config)}"
@@ -318,6 +311,10 @@ def verify(folder: Path) -> None:
     if not folder.is_dir():
         raise CriError(f"run: {folder} is not a folder")
     if not is_complete(folder):
+        inside = sorted(path.name for path in folder.iterdir() if is_complete(path))
+        if inside and not (folder / "config.json").exists():
+            some = ", ".join(inside[:5]) + (", ..." if len(inside) > 5 else "")
+            raise CriError(f"run: {folder} is no run, but a folder of {len(inside)}; give one of them: {some}")
         raise CorruptRunError(f"run: {folder} is not finished; run the command that made it again to resume it")
     marker = read_json(folder / MARKER)
     listed = marker.get("sha256") if isinstance(marker, dict) else None

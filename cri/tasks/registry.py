@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar, dataclass_transform
 
-from cri.errors import CriError, unknown_name
+from cri.checks import checked
+from cri.errors import CriError, shown, unknown_name
 from cri.tasks.base import Task
 
 REGISTERED: dict[str, type[Task]] = {}
@@ -24,7 +25,7 @@ def task(cls: type[T]) -> type[T]:
     task has. A class of the same module and qualified name replaces the former one (a notebook's cell run again).
     """
     if not (isinstance(cls, type) and issubclass(cls, Task)):
-        raise CriError(f"task: {cls!r} is not a subclass of cri.tasks.base.Task")
+        raise CriError(f"task: {shown(cls)} is not a subclass of cri.tasks.base.Task")
     name = getattr(cls, "name", None)
     if not isinstance(name, str) or not name.isidentifier():
         raise CriError(f"task: {cls.__qualname__} needs a name of letters, digits and _, not {name!r}")
@@ -44,6 +45,7 @@ def task_class(name: str) -> type[Task]:
     return REGISTERED[name]
 
 
+@checked
 def make_task(name: str, **params: Any) -> Task:
     """The task called `name` with the paper's parameters, or those given.
 

@@ -72,6 +72,6 @@ def truncate_metrics(path: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (json.JSONDecodeError, KeyError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue  # the line that the kill cut short
     write_text(path, "".join(line + "\n" for line in kept))

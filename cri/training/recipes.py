@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cri.checks import checked
 from cri.config import RunConfig, TrainConfig
 from cri.models.presets import is_preset
 from cri.tasks import task_class
@@ -28,6 +29,7 @@ _PRETRAINED: dict[str, Any] = {"lr": 1e-4}
 """The paper's for GPT-2."""
 
 
+@checked
 def recipe(task: str, fmt: str = "direct", **fields: Any) -> RunConfig:
     """The run of `task` in format `fmt` with its settings; `fields` replace those of `RunConfig` or
     `TrainConfig`."""

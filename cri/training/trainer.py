@@ -159,6 +159,11 @@ class Trainer:
         """Inverse of `save`; raises `CorruptRunError` for a damaged file or one of another run."""
         tensors, meta = read_checkpoint(path)
         require_identity(path, meta, identity)
+        for name, p in self.parameters.items():
+            if f"model.{name}" not in tensors or tensors[f"model.{name}"].shape != p.shape:
+                raise CorruptRunError(f"run: {path} has no weights for {name}; remove it to start again")
+        if not meta.get("step", "").isdecimal():
+            raise CorruptRunError(f"run: {path} does not say after which step it was made; remove it to start again")
         with torch.no_grad():
             for name, p in self.parameters.items():
                 p.copy_(tensors[f"model.{name}"])

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 from cri.errors import CriError
 from cri.formats.rules.language import BINARY, COMPARE, Value
@@ -28,11 +28,15 @@ def parse_value(name: str, text: str) -> Value:
     """An edited element's text as a value."""
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         value = None
-    if not isinstance(value, int | list):
+    if not _is_value(value):
         raise CriError(f"edit.text: {text!r} is not allowed for {name!r}; must be an int, a bool or a list")
     return value
+
+
+def _is_value(value: object) -> TypeGuard[Value]:
+    return all(map(_is_value, value)) if isinstance(value, list) else isinstance(value, int)
 
 
 @lru_cache(maxsize=4096)
@@ -185,7 +189,7 @@ class ExpressionWriter:
                         break
                 return value
             case ast.List(elts=elements):
-                return [self.evaluate(element, writes).value for element in elements]
+                return _check_size([self.evaluate(element, writes).value for element in elements])
             case ast.Subscript(value=container, slice=index):
                 items = self.evaluate(container, writes).value
                 return cast("Any", items)[self.evaluate(index, writes).value]
@@ -325,8 +329,13 @@ def _apply(symbol: str, function: Callable[..., Value], *values: Value) -> Value
 
 def _check_size(value: Value) -> Value:
     if isinstance(value, list):
-        if len(value) > _MAX_LENGTH:
-            raise ValueError(f"a list of more than {_MAX_LENGTH} items")
+        left, seen = [value], 0  # a list may hold itself, or the same list many times over
+        while left:
+            items = left.pop()
+            seen += len(items)
+            if seen > _MAX_LENGTH:
+                raise ValueError(f"a list of more than {_MAX_LENGTH} items, those of its lists included")
+            left += [item for item in items if isinstance(item, list)]
     elif value.bit_length() > _MAX_BITS:
         raise ValueError(f"a number of more than {_MAX_BITS} bits")
     return value

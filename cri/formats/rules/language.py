@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from cri.errors import CriError, unknown_name
+from cri.errors import CriError, shown, unknown_name
 
 Value = int | bool | list[Any]
 """What a rule computes with."""
@@ -83,8 +83,12 @@ def parse_rule(rule: Callable[..., object] | str, **constants: Value) -> Rule:
     text, first_line = _source(rule)
     try:
         tree = ast.parse(text)
+        ast.unparse(tree)
     except SyntaxError as error:
         raise CriError(f"rule line {(error.lineno or 1) + first_line - 1}: not valid Python: {error.msg}") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        what = "nested too deep" if isinstance(error, RecursionError | MemoryError) else f"not valid Python: {error}"
+        raise CriError(f"rule: {what}") from None
     ast.increment_lineno(tree, first_line - 1)
     if len(tree.body) != 1 or not isinstance(tree.body[0], ast.FunctionDef):
         raise CriError("rule: must be exactly one function (def)")
@@ -127,7 +131,7 @@ def _source(rule: Callable[..., object] | str) -> tuple[str, int]:
     try:
         lines, first = inspect.getsourcelines(rule)
     except (OSError, TypeError):
-        raise CriError(f"rule: the source of {rule!r} is not available; give the source text") from None
+        raise CriError(f"rule: the source of {shown(rule)} is not available; give the source text") from None
     return textwrap.dedent("".join(lines)), first
 
 

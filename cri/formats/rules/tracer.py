@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -46,6 +47,7 @@ PHRASES = (ENTER_LOOP, END_LOOP, ENTER_BRANCH, SKIP_BRANCH, "return ", " or ", "
 """The tracer's own words."""
 
 _MAX_CHARS = 20_000_000
+_MAX_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class _Execution(ExpressionWriter):
         super().__init__(edit)
         self.rule = rule
         self.budget = self.max_steps = max_steps
+        self.until = time.process_time() + _MAX_SECONDS
         self.iteration: int | None = None
         self.n_iterations = 0
         self.result: Value | tuple[Value, ...] | None = None
@@ -155,13 +158,17 @@ class _Execution(ExpressionWriter):
         self.budget -= 1
         if self.budget < 0:
             raise CriError(f"rule {self.rule.name}: more than {self.max_steps} statements; does the loop end?")
+        if time.process_time() > self.until:
+            raise CriError(f"rule {self.rule.name}: still running after {_MAX_SECONDS} s; make its numbers smaller")
         if self.writer.position > _MAX_CHARS:
             raise CriError(f"rule {self.rule.name}: the trace exceeds {_MAX_CHARS} characters")
         try:
             return function(*args)
         except CriError:
             raise
-        except (IndexError, ZeroDivisionError, TypeError, ValueError) as error:
+        except RecursionError:
+            raise CriError(f"rule line {node.lineno}: nested too deep") from None
+        except (IndexError, ZeroDivisionError, TypeError, ValueError, OverflowError) as error:
             raise CriError(f"rule line {node.lineno}: {error}") from None
 
     def recite(self, code: str) -> None:
