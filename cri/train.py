@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cri.config import RunConfig
+from cri.errors import CriError
 from cri.opened import OpenRun, load_run
 from cri.storage import read_json
 from cri.training.runs import Run, load_predictions, train_run, train_runs
@@ -47,13 +48,15 @@ def with_recipe(argv: Sequence[str]) -> TrainCommand:
         if word.startswith("--") and field in ("task", "format", "model"):
             named[field] = value if equals else following
     default = RunConfig()
-    return TrainCommand(
-        recipe(
+    try:
+        config = recipe(
             named.get("task", default.task),
             named.get("format", default.format),
             model=named.get("model", default.model),
         )
-    )
+    except CriError:  # a task that is none is refused where the whole line is read
+        config = default
+    return TrainCommand(config)
 
 
 def main() -> None:
