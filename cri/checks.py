@@ -91,6 +91,8 @@ def check_command(settings: Any) -> None:
         for path in value if isinstance(value, tuple) else (value,):
             if isinstance(path, Path | str):
                 _require("\0" not in str(path), name, str(path), "without a zero byte")
+                parts = () if name.endswith("_params") else str(path).split("/")
+                _require(all(len(os.fsencode(part)) < 256 for part in parts), name, str(path), "255 bytes long at most")
 
 
 def _check_repeats(name: str, items: Sequence[Any]) -> None:
