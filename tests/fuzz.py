@@ -406,7 +406,7 @@ def calls() -> list[tuple[Callable[..., Any], dict[str, Any]]]:
         (splits.depth, {"task": task, "center": [4, 4], "half_side": 1}),
         (check_case_ids, {"ids": train, "n_cases": 64}),
         (held_out.leave_out, {"task": task, "design": "square", "n": 9, "seed": 0}),
-        (held_out.diagonal_square, {"task": written.task, "n": 9}),
+        (held_out.diagonal_square, {"task": make_task("addition", size=16), "n": 9}),
         (case_relations.grid_distance, {"task": task, **pair}),
         (case_relations.shared_operands, {"task": task, **pair}),
         (case_relations.shared_steps, {"task": task, **pair}),
