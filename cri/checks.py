@@ -163,7 +163,7 @@ def _argument(name: str, value: Any, annotation: Any) -> Any:
             kind = f"{getattr(value, 'dtype', '')} {type(value).__name__}".strip()
             raise CriError(f"{name}: a {kind}{shape} is not allowed; must be {' or '.join(map(_array_words, arrays))}")
         return value
-    given = plain.tolist() if isinstance(plain, np.ndarray) else list(plain) if isinstance(plain, range) else plain
+    given = _plain(plain, any(typing.get_origin(a) is collections.abc.Sequence for a in _union(annotation)))
     for option in _union(annotation):
         if typing.get_origin(option) is Literal and isinstance(given, str) and not _fits(given, annotation):
             raise unknown_name(name, given, typing.get_args(option))
@@ -172,6 +172,18 @@ def _argument(name: str, value: Any, annotation: Any) -> Any:
     if not name.endswith(("bytes", "limit")):
         check_range(name, given)
     return plain
+
+
+def _plain(value: Any, as_list: bool) -> Any:
+    """A value with Python's own numbers in place of numpy's; any collection as a list where one is wanted."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if as_list and isinstance(value, collections.abc.Collection) and not isinstance(value, str | bytes | Mapping):
+        value = value if isinstance(value, list | tuple) else list(value)
+    if isinstance(value, list | tuple) and any(isinstance(item, np.generic) for item in value):
+        own = [item.item() if isinstance(item, np.generic) else item for item in value]
+        return own if isinstance(value, list) else tuple(own)
+    return value
 
 
 def _ids(name: str, value: np.ndarray) -> np.ndarray:
