@@ -1,4 +1,4 @@
-"""What a field may hold: its annotated type, and the range that its name stands for. The one place that guards values.
+"""What a field may hold: its annotated type, and the range that its name implies. The one place that guards values.
 
 Command lines, settings, parameters of tasks and parameters of splits all pass through here, whether they come from a
 shell, from JSON or from Python, where nothing else would stop `half_side="3"`, `seed=None` or a size in the billions.

@@ -175,7 +175,7 @@ class OpenRun(Run):
         ])  # fmt: skip
 
     def edit(self, case: CaseLike, element: str, value: str, line: int | None = None) -> pd.Series[Any]:
-        """Changes one element of a case's trace, lets the model write on, and says what it made of it.
+        """Changes one element of a case's trace, lets the model continue, and reports its answer.
 
         Args:
             element: its name, such as `carry` (see `trace`).

@@ -59,7 +59,7 @@ Method = Literal["auto", "stacked", "processes"]
 
 
 class Parts:
-    """The part files of an unfinished bank: what becomes of some of its replicas, until all of them are there."""
+    """The part files of an unfinished bank: results of some of its replicas, until all are trained."""
 
     def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
         self.folder = folder
@@ -204,7 +204,7 @@ def _neighbours(missing: Sequence[range], n_jobs: int) -> list[Sequence[int]]:
 
 
 def _dealt(missing: Sequence[range], n_jobs: int) -> list[Sequence[int]]:
-    """The missing places dealt out like cards: jobs of models that take equally long end together."""
+    """The missing places, every `n_jobs`-th to one job: as models take equally long, the jobs end together."""
     places = [place for gap in missing for place in gap]
     return [places[k::n_jobs] for k in range(min(n_jobs, len(places)))]
 

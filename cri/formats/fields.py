@@ -52,7 +52,7 @@ class Fields:
     first: Place = field(default_factory=lambda: Place(0, -1))
 
     def place(self, token: str, on_question: bool) -> Place | None:
-        """What `token` sets, None where it goes on with what stands before it."""
+        """What `token` sets, None where it continues what stands before it."""
         table = self.question if on_question else self.places
         if token in table:
             return table[token]

@@ -1,4 +1,4 @@
-"""Step edits: change one element of a trace, let the model write on, and see what it obeys.
+"""Step edits: change one element of a trace, let the model continue, and see which it follows.
 
 The rule's own continuation of the edited trace comes from the format (`Format.trace` with an `Edit`): it
 tells what a model that executes the written steps must answer.
@@ -295,7 +295,7 @@ def step_edits(
     model: PreTrainedModel | None = None,
     completions: Mapping[int, str] | None = None,
 ) -> pd.DataFrame:
-    """Lets a model write on, greedily, from traces with one edited element, and from the same traces as
+    """Lets a model continue, greedily, from traces with one edited element, and from the same traces as
     they were; one row an edit.
 
     The text before the element is the reference trace; `own` says whether the model writes the same by

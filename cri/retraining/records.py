@@ -50,7 +50,7 @@ TABLE = "replicas.csv"
 EXPLAINS = "explains"
 """The note of a replica that names the model whose predictions it is asked about."""
 SMALLEST_LOSS = 1e-6
-"""Losses in float32 hold no less; log-odds end there, at 13.8."""
+"""The smallest value that losses in float32 resolve; log-odds are capped there, at 13.8."""
 
 
 def log_odds(loss: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:

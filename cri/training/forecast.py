@@ -82,7 +82,7 @@ def forecast(configs: Sequence[RunConfig], out: Path, device: str = "auto") -> l
 
 
 def described(rows: Sequence[Forecast], copies: int = 1) -> str:
-    """The rows as a table, and what they come to; `copies`: how many models each row stands for."""
+    """The rows as a table with their totals; `copies`: how many models each row describes."""
     import pandas as pd
 
     shown = pd.DataFrame([asdict(row) for row in rows]).to_string(index=False, float_format=lambda x: f"{x:.1f}")

@@ -40,7 +40,7 @@ class NeighborAttribution(RunOptions):
     name: str = "cpu"
     """Names the folder of tables and the figures."""
     removal: Path = Path("studies/counterfactual_removal/gpu")
-    """Recorded tables of `counterfactual_removal`, to lay the effect of removing each group beside its enrichment."""
+    """Recorded tables of `counterfactual_removal`, to compare the effect of removing each group with its enrichment."""
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
