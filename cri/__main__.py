@@ -43,10 +43,12 @@ examples:
   cri neighbors --seeds 0 1 2
   cri study counterfactual_removal cpu --dry-run
   cri bench --scores mine.npy
+  cri train --plugin my_task.py --task times
   cri runs ls
 
 --dry-run after a command that trains ({training}) says what it would train, for how
-long and how large, and ends. Runs go to runs/, tables and figures to build/; git ignores both.
+long and how large, and ends. --plugin FILE.py runs a file of your own first, whose tasks and attribution methods
+every command then knows by name. Runs go to runs/, tables and figures to build/; git ignores both.
 """
 
 
@@ -66,11 +68,25 @@ def studies() -> list[str]:
     return sorted(path.parent.name for path in folder.glob("*/__main__.py"))
 
 
+def _with_plugins(arguments: Sequence[str]) -> list[str]:
+    """The arguments without `--plugin FILE`, whose file is loaded."""
+    words = list(arguments)
+    while "--plugin" in words:
+        from cri.tasks.plugins import load_plugin
+
+        at = words.index("--plugin")
+        if at + 1 >= len(words):
+            raise CriError("plugin: --plugin needs a Python file")
+        load_plugin(words[at + 1])
+        del words[at : at + 2]
+    return words
+
+
 def _call(module: str, name: str, arguments: Sequence[str]) -> None:
     """A module's own command, as if it had been called with these arguments."""
     if module.startswith("cri.studies."):
         module += ".study" if (Path(__file__).parent / "studies" / module[12:] / "study.py").exists() else ".__main__"
-    words = list(arguments)
+    words = _with_plugins(arguments)
     if "--dry-run" in words:
         study = name.removeprefix("study ")
         if name.split()[0] not in TRAINING or study in WITHOUT_DRY_RUN:

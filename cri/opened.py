@@ -160,19 +160,12 @@ class OpenRun(Run):
     def trace(self, case: CaseLike) -> pd.DataFrame:
         """The reference trace of a case, one row a line: `line, text, step, executes, elements` (name -> text), and
         `written`, whether the model's own completion has the same line. Raises `CriError` for the direct format."""
-        import pandas as pd
+        from cri.formats.traces import trace_table
 
         i = self._id(case)
         lines = self._lines(i)
         own = str(self.predictions["completion"][i])
-        return pd.DataFrame([
-            {
-                "line": n, "text": line.text.rstrip("\n"), "step": line.step, "executes": line.executes,
-                "elements": {e: line.text[s - line.start : t - line.start] for e, (s, t) in line.elements.items()},
-                "written": own[line.start : line.stop] == line.text,
-            }
-            for n, line in enumerate(lines)
-        ])  # fmt: skip
+        return trace_table(lines).assign(written=[own[line.start : line.stop] == line.text for line in lines])
 
     def edit(self, case: CaseLike, element: str, value: str, line: int | None = None) -> pd.Series[Any]:
         """Changes one element of a case's trace, lets the model continue, and reports its answer.
@@ -186,25 +179,11 @@ class OpenRun(Run):
             The row of `cri.interventions.step_edits`: `expected` (what the rule answers from the edited trace),
             `unedited`, `answer`, `outcome` (`follows`, `returns`, `breaks`, `truncated`), `text`, ...
         """
-        from cri.formats.traces import Edit
+        from cri.formats.traces import edit_of
         from cri.interventions.edits import CaseEdit, step_edits
 
         i = self._id(case)
-        lines = self._lines(i)
-        if not isinstance(value, str):
-            raise CriError(f"value: {value!r} is not a text; write {str(value)!r}")
-        if line is None:
-            held = {
-                n: x.text[x.elements[element][0] - x.start : x.elements[element][1] - x.start]
-                for n, x in enumerate(lines)
-                if element in x.elements
-            }
-            if not held:
-                raise unknown_name("element", element, sorted({name for x in lines for name in x.elements}))
-            line = next((n for n, text in held.items() if text != value), None)
-            if line is None:
-                raise CriError(f"value: {value!r} is what {element!r} holds already, on every line that has it")
-        return step_edits(self, [CaseEdit(i, Edit(line, element, value))]).iloc[0]
+        return step_edits(self, [CaseEdit(i, edit_of(self._lines(i), element, value, line))]).iloc[0]
 
     def explore(
         self,

@@ -53,7 +53,7 @@ def packages(modules: dict[str, set[str]]) -> set[str]:
 
 
 RUNTIME = names(PROJECT["dependencies"])
-OPTIONAL = names([line for extra, lines in EXTRAS.items() if extra != "dev" for line in lines])
+OPTIONAL = names([line for extra, lines in EXTRAS.items() if extra not in ("dev", "docs") for line in lines])
 
 
 def test_every_import_of_the_package_is_declared():

@@ -119,3 +119,39 @@ def test_bad_input_is_one_line_and_exit_code_2(args, tmp_path):
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.rglob("*.csv"))
+
+
+def test_the_end_is_three_sentences_with_their_intervals(study):
+    from cri.studies.neighbor_attribution.summary import ending, sentences
+
+    config, figures = study
+    folder = config.tables(NAME, config.name)
+    accuracy, verdicts = pd.read_csv(folder / "accuracy.csv"), pd.read_csv(folder / "verdicts.csv")
+    said = sentences(accuracy, verdicts, config.k)
+    right = accuracy.query("part == 'test' and model == 'square'").iloc[0]
+    assert f"{right['right'] / right['n']:.2f} [" in said[0]
+    last = verdicts.query("method == 'cosine'").sort_values("site").iloc[-1]
+    assert f"{last['near_excess']:.2f} [{last['near_excess_low']:.2f}, {last['near_excess_high']:.2f}]" in said[1]
+    assert said[1].endswith(f"{last['verdict']}.")
+    assert "EK-FAC" in said[2]
+    text = ending(folder, figures, config)
+    assert "One seed:" in text
+    assert str(folder) in text
+    assert "Next: cri neighbors --seeds 0 1 2" in text
+
+
+def test_one_seed_is_laid_beside_the_three_that_are_recorded():
+    from pathlib import Path
+
+    from cri.studies.neighbor_attribution.summary import caveat
+
+    recorded = Path(__file__).parents[1] / "studies" / "neighbor_attribution" / "addition-again"
+    known = pd.read_csv(recorded / "verdicts.csv")
+    last = known.query("method == 'cosine'").sort_values("site").iloc[-1]
+    other = known.assign(verdict="nearby cases")
+    text = caveat(other, 1, recorded)
+    assert f" say '{last['verdict']}'" in text
+    assert f"{last['near_vs_random']:.2f} [" in text
+    assert "also say" in caveat(known, 1, recorded)
+    assert "Three" not in caveat(known, 1, Path("nowhere"))
+    assert caveat(known, 3, recorded).startswith("3 seeds:")

@@ -26,6 +26,7 @@ ELSEWHERE = pd.read_csv(ROOT / "studies" / "numbers_elsewhere.csv", dtype=str, k
 WHOLE = (
     "studies/representation_geometry/README.md",
     "README.md",
+    "studies/README.md",
     "studies/attribution_quality/README.md",
     "studies/case_effects/README.md",
     "studies/counterfactual_removal/README.md",

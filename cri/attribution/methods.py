@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from cri.attribution.damping import DAMPING
-from cri.errors import unknown_name
+from cri.errors import CriError, unknown_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cri.attribution.questions import Question
 
     Scored = Iterator[tuple[str, np.ndarray]]
+    Scorer = Callable[[Question], Any]
 
 Kind = Literal["model-free", "similarity", "gradients", "influence"]
 KIND_COLORS: dict[Kind, str] = {
@@ -30,7 +31,7 @@ KIND_COLORS: dict[Kind, str] = {
 Need = Literal["cases", "activations", "gradients", "Fisher", "training"]
 """What a method is computed from: cases and tokens alone, the model's activations, its gradients, its Fisher matrix,
 or another training."""
-NO_MODEL, PARAMETERS = "no model", "all parameters"
+NO_MODEL, PARAMETERS, OWN = "no model", "all parameters", "own method"
 """The sites of methods that look at no site of the model."""
 CHECKPOINTS = 5
 """Of TracIn."""
@@ -202,6 +203,47 @@ _ENTRIES = (
 )  # fmt: skip
 METHODS: dict[str, Method] = {method.key: method for method in _ENTRIES}
 """By key, in the order of tables."""
+
+
+def attribution_method(
+    function: Scorer | None = None,
+    *,
+    name: str = "",
+    label: str = "",
+    kind: Kind = "influence",
+    needs: Need = "Fisher",
+    color: str = "#000000",
+) -> Any:
+    """Decorator: enters a function under its name, or `name`, so that `run.influence`, `cri.benchmark` and the studies
+    know it.
+
+    Args:
+        function: of a `cri.attribution.questions.Question`; returns scores [training case, query], larger where a case
+            supports the query's answer more.
+        name, label, kind, needs, color: see `Method`. What is entered as `model-free` is one of the baselines that the
+            others are compared with.
+
+    Raises `CriError` for a name that a method of this package has, and where it is called, for scores of another shape.
+    """
+    if function is None:
+        return lambda given: attribution_method(given, name=name, label=label, kind=kind, needs=needs, color=color)
+    if kind not in KIND_COLORS:
+        raise unknown_name("kind", kind, KIND_COLORS)
+    key = name or function.__name__
+    if key in {method.key for method in _ENTRIES}:
+        raise CriError(f"method {key}: this package has a method of this name; choose another")
+
+    def score(question: Question) -> Scored:
+        import numpy as np
+
+        values = np.asarray(function(question))
+        shape = (len(question.train_ids), len(question.query_ids))
+        if values.shape != shape:
+            raise CriError(f"method {key}: its scores are {list(values.shape)}, not [train, query] = {list(shape)}")
+        yield OWN, values
+
+    METHODS[key] = Method(key, label or key.replace("_", " "), kind, color, needs, score)
+    return function
 
 
 def find(name: str) -> Method:

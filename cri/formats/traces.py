@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from cri.errors import CriError, out_of_range, unknown_name
 from cri.tasks.steps import Step
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Status = Literal["right", "wrong", "truncated", "malformed"]
 
@@ -77,6 +80,43 @@ class Edit:
     line: int
     element: str
     text: str
+
+
+def element_text(line: TraceLine, element: str) -> str:
+    """What an element of a line holds."""
+    start, stop = line.elements[element]
+    return line.text[start - line.start : stop - line.start]
+
+
+def edit_of(lines: Sequence[TraceLine], element: str, value: str, line: int | None = None) -> Edit:
+    """The edit of one element of a trace; of the first line whose element is not `value` already where no line is
+    given. Raises `CriError` for an element that no line has, for a value that is no text or is there already."""
+    if not isinstance(value, str):
+        raise CriError(f"value: {value!r} is not a text; write {str(value)!r}")
+    if line is None:
+        held = {n: element_text(x, element) for n, x in enumerate(lines) if element in x.elements}
+        if not held:
+            raise unknown_name("element", element, sorted({name for x in lines for name in x.elements}))
+        line = next((n for n, text in held.items() if text != value), None)
+        if line is None:
+            raise CriError(f"value: {value!r} is what {element!r} holds already, on every line that has it")
+    return Edit(line, element, value)
+
+
+def trace_table(lines: Sequence[TraceLine]) -> pd.DataFrame:
+    """One row a line: `line, text, step, executes, elements` (name -> text)."""
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "line": n,
+            "text": line.text.rstrip("\n"),
+            "step": line.step,
+            "executes": line.executes,
+            "elements": {name: element_text(line, name) for name in line.elements},
+        }
+        for n, line in enumerate(lines)
+    )
 
 
 def join(lines: Sequence[TraceLine]) -> str:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, dataclass_transform
 from cri.checks import checked
 from cri.errors import CriError, shown, unknown_name
 from cri.tasks.base import Task
+from cri.tasks.plugins import load_inherited
 
 REGISTERED: dict[str, type[Task]] = {}
 """Every task by name, those of `cri.tasks` and a user's own."""
@@ -40,6 +41,8 @@ def task(cls: type[T]) -> type[T]:
 
 def task_class(name: str) -> type[Task]:
     """The class of the task called `name`; raises `UnknownNameError` for an unknown one."""
+    if name not in REGISTERED:
+        load_inherited()  # this process may be a worker of one that loaded the task's file
     if name not in REGISTERED:
         raise unknown_name("task", name, REGISTERED)
     return REGISTERED[name]

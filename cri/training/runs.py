@@ -37,7 +37,8 @@ from cri.storage import (
     write_text,
     writing_to,
 )
-from cri.tasks import Task
+from cri.tasks import REGISTERED, Task
+from cri.tasks.plugins import origin, require_origin
 from cri.training.forecast import stop_if_asked
 from cri.training.jobs import Backend, Outcome, Workers, progress_bar
 from cri.training.setup import BASE_WEIGHTS, Materials, check, prepare, reopen
@@ -187,9 +188,11 @@ def finish_run(
 
     save_model(model, materials.tokenizer, folder / "model")
     write_text(folder / PREDICTIONS, table.to_csv(index=False))
+    plugin = origin(type(materials.task))
     manifest = {
         "identity": materials.identity,
         "model": describe(model),
+        **({} if plugin is None else {"plugin": plugin}),
         "accuracy": accuracy_by_part(table),
         "statuses": table["status"].value_counts().to_dict(),
         **facts,
@@ -355,6 +358,9 @@ def load_run(path: Path | str, altered: bool = False) -> Run:
     folder = Path(path)
     table = load_predictions(folder, altered)
     config = RunConfig.from_dict(read_json(folder / "config.json"))
+    plugin = read_json(folder / "manifest.json").get("plugin")
+    if plugin is not None:
+        require_origin(config.task, plugin, config.task in REGISTERED, folder)
     made = reopen(config, folder / "model")
     require_same(folder, read_json(folder / "manifest.json")["identity"], made.identity)
     return Run(folder, config, made.task, made.split, made.format, made.tokenizer, made.tokens, made.model, table)

@@ -3,7 +3,7 @@
 `python -m cri.studies.neighbor_attribution [preset] [--option ...]` trains (or reuses) the square-split
 and the random-split model, scores every training case for every held-out one by activation neighbours,
 gradients and content baselines, compares groups of training cases with the controls beside them, and ends
-with the verdict table and the list of figures.
+with the verdict table and what it comes to in three sentences.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def run(config: NeighborAttribution) -> list[Path]:
     """
 
     from cri.studies.neighbor_attribution.figures import draw
+    from cri.studies.neighbor_attribution.summary import ending
     from cri.tasks import make_task
     from cri.training.runs import train_runs
 
@@ -81,7 +82,7 @@ def run(config: NeighborAttribution) -> list[Path]:
     if stored(folder / "causal.csv").exists():
         print(f"\nEnrichment beside the measured effect\n{causal_text(read_table(folder / 'causal.csv'))}")
     print(f"\nEvidence\n{verdict_text(read_table(folder / 'verdicts.csv'))}")
-    print("\nTables", folder, "\nFigures", *figures, sep="\n  ")
+    print(f"\nIn short\n{ending(folder, figures, config)}")
     return figures
 
 
