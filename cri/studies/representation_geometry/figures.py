@@ -25,13 +25,15 @@ SPLITS = ("square", "random")
 def draw(folder: Path, out: Path) -> list[Path]:
     """Draws every figure whose tables are there; returns the files."""
     tables = {name: read_table(path) for name, path in tables_in(folder).items()}
+    figures: dict[str, Any] = {
+        "number_line": _number_line, "readouts": _readouts, "phase": _phase, "interventions": _interventions,
+        "arms": _arms, "shapes": _shapes, "neurons": _neurons, "direct": _direct,
+    }  # fmt: skip
+    if "digits" in tables:  # of few seeds: the others would repeat those of the models with a token a number
+        figures = {"digits": _digits}
     made: list[Path] = []
     with style():
-        for name, make in (
-            ("number_line", _number_line), ("readouts", _readouts), ("phase", _phase),
-            ("interventions", _interventions), ("arms", _arms), ("shapes", _shapes), ("neurons", _neurons),
-            ("direct", _direct), ("digits", _digits),
-        ):  # fmt: skip
+        for name, make in figures.items():
             fig = make(tables)
             if fig is not None:
                 made += save_figure(fig, out / f"{NAME}_{folder.name}_{name}")
