@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 GZIP, XZ = ".gz", ".xz"
-TABLE_LIMIT = 1_000_000
+TABLE_LIMIT = 600_000
 """Bytes beyond which a table is kept compressed; smaller ones can be read where they lie."""
 BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error)
 """What reading a damaged file raises."""
