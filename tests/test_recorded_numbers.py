@@ -3,7 +3,7 @@
 `studies/numbers.csv` names for each number on a page the table, the rows (a query) and the column it comes from (a name
 or an expression of columns). An empty `aggregate` means one row; `min`, `max`, `mean`, `median`, `sum`, `count` and
 `difference` (first row minus second) summarise several; `mean by seed, design then min` takes the least of the groups'
-means; `share` counts the rows that the column's expression holds for; `item 2` is the third number of a list in the
+means; `share` is that of the rows that the column's expression holds for; `item 2` is the third number of a list in the
 cell. `studies/numbers_elsewhere.csv` lists the few numbers that no table holds, with a command or source. On the pages
 in `WHOLE` every number with a decimal point stands on one of the two lists, as often as it stands on the page.
 """
@@ -23,24 +23,12 @@ from cri.storage.compression import read_table
 ROOT = Path(__file__).parents[1]
 NUMBERS = pd.read_csv(ROOT / "studies" / "numbers.csv", dtype=str, keep_default_na=False)
 ELSEWHERE = pd.read_csv(ROOT / "studies" / "numbers_elsewhere.csv", dtype=str, keep_default_na=False)
-WHOLE = (
-    "studies/representation_geometry/README.md",
-    "README.md",
-    "studies/README.md",
-    "studies/attribution_quality/README.md",
-    "studies/case_effects/README.md",
-    "studies/counterfactual_removal/README.md",
-    "studies/leave_x_out/README.md",
-    "studies/length_generalization/README.md",
-    "studies/lso_map/README.md",
-    "studies/matrix/README.md",
-    "studies/neighbor_attribution/README.md",
-    "studies/performance/README.md",
-    "studies/recipe_search/README.md",
-    "studies/retraining_bank/README.md",
-    "studies/rfft_lengths/README.md",
-    "studies/rule_steps/README.md",
-    "studies/zero_shot/README.md",
+NOT_COVERED = ("studies/explorer/README.md",)
+"""Pages whose numbers are not listed yet."""
+WHOLE = tuple(
+    page
+    for page in ("README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("studies/**/README.md")))
+    if page not in NOT_COVERED
 )
 _NUMBER = re.compile(r"(?<![\w.])[−-]?\d+\.\d+(?!\w|\.\d)")
 _WHOLE_NUMBER = re.compile(r"(?<![\w.])[−-]?\d+(?:,\d{3})*(?!\w|\.\d)")
@@ -58,15 +46,14 @@ def _summary(values: pd.Series, how: str) -> float:
     return float(values.agg("mean" if how == "share" else how))
 
 
-def value_of(table: pd.DataFrame, query: str, column: str, aggregate: str) -> float:
-    """What a row of `numbers.csv` says: a cell, or a summary of a column over the rows that the query chooses."""
-    chosen = table.query(query) if query else table
+def value_of(chosen: pd.DataFrame, column: str, aggregate: str) -> float:
+    """What a row of `numbers.csv` says: a cell, or a summary of a column over the rows that its query chose."""
     values = chosen[column] if column in chosen else chosen.eval(column)
     if not aggregate or aggregate.startswith("item "):
-        assert len(values) == 1, f"{query} is {len(values)} rows"
+        assert len(values) == 1, f"{len(values)} rows of {column}"
         cell = values.iloc[0]
         return float(str(cell).split()[int(aggregate.removeprefix("item "))] if aggregate else cell)
-    assert len(values), f"{query} is no row"
+    assert len(values), f"no row of {column}"
     how, *then = aggregate.split(" then ")
     if then:
         how, _, groups = how.partition(" by ")
@@ -86,10 +73,15 @@ def _table(path: str) -> pd.DataFrame:
     return read_table(ROOT / path, keep_default_na=False, na_values=[""])
 
 
+@cache
+def _chosen(path: str, query: str) -> pd.DataFrame:
+    return _table(path).query(query) if query else _table(path)
+
+
 @pytest.mark.parametrize("table", sorted(set(NUMBERS["table"])))
 def test_numbers_are_what_their_tables_say(table):
     for row in NUMBERS[NUMBERS["table"] == table].itertuples():
-        value = value_of(_table(table), str(row.query), str(row.column), str(row.aggregate))
+        value = value_of(_chosen(table, str(row.query)), str(row.column), str(row.aggregate))
         assert agrees(str(row.number), value), f"{row.page}: {row.number} is {value} in {table}"
 
 
@@ -125,13 +117,14 @@ def test_the_parser_sees_numbers():
 
 def test_values_are_read_as_written():
     table = pd.DataFrame({"seed": [0, 0, 1], "x": [1.0, 2.0, 6.0], "list": ["1 2", "3 4", "5 6"]})
-    assert value_of(table, "seed==1", "x", "") == 6
-    assert value_of(table, "seed==1", "list", "item 1") == 6
-    assert value_of(table, "", "x", "mean by seed then min") == 1.5
-    assert value_of(table, "", "x > 1.5", "share") == pytest.approx(2 / 3)
-    assert value_of(table, "seed==0", "100 * x", "difference") == -100
+    last, first = table.query("seed==1"), table.query("seed==0")
+    assert value_of(last, "x", "") == 6
+    assert value_of(last, "list", "item 1") == 6
+    assert value_of(table, "x", "mean by seed then min") == 1.5
+    assert value_of(table, "x > 1.5", "share") == pytest.approx(2 / 3)
+    assert value_of(first, "100 * x", "difference") == -100
     with pytest.raises(AssertionError, match="2 rows"):
-        value_of(table, "seed==0", "x", "")
+        value_of(first, "x", "")
     assert agrees("0.12", 0.125)
     assert agrees("0.13", 0.125)
     assert not agrees("0.12", 0.1251)
