@@ -172,6 +172,7 @@ def nothing_is_trained() -> Iterator[None]:
     places = (
         "cri.training.jobs.Workers.run", "cri.training.runs._train", "cri.evaluation.decoding.decode",
         "cri.studies.performance.study._measure", "cri.studies.representation_geometry.retraining.train_arm",
+        "cri.studies.case_effects.calibration.calibrate",
         "cri.models.smollm2.smollm2_folder",
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
