@@ -175,6 +175,7 @@ def nothing_is_trained() -> Iterator[None]:
         "cri.studies.case_effects.calibration.calibrate",
         "cri.models.smollm2.smollm2_folder",
     )  # fmt: skip
+    importlib.import_module("cri.interventions")  # first, or it would keep what stands in the place of `decode`
     with contextlib.ExitStack() as stack:
         for place in places:
             module, _, name = place.rpartition(".")

@@ -182,4 +182,4 @@ def test_settings_that_are_not_given_are_the_recipes():
     assert with_recipe([]).run == recipe("addition")
     assert with_recipe(["--model", "some/pretrained"]).run.train.lr == 1e-4
     assert with_recipe(["--model", "gpt2-shape"]).run.train.precision == "bf16"
-    assert with_recipe(["--task"]).run.task == ""  # what is wrong is said where it is parsed
+    assert with_recipe(["--task"]).run == RunConfig()  # what is wrong is said where the whole line is read

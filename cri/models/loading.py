@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
 
 
 SMOLLM2 = "smollm2-135m"
+
+
+def _of_use(record: logging.LogRecord) -> bool:
+    """Whether a message of transformers says something here: it asks for a mask where a text may be padded. Ours are
+    padded on the right, where causal attention never looks, and no padding is scored."""
+    return "passing in an `attention_mask`" not in record.getMessage()
+
+
+logging.getLogger("transformers.modeling_utils").addFilter(_of_use)
 
 
 def _config(

@@ -110,7 +110,7 @@ PRESETS: dict[str, LengthConfig] = {
         per_length=30_000, decoded=200, name="gpt2",
     ),
     "test": LengthConfig(
-        variants=("direct", MAIN), seeds=(0,), model="nano-rope", train_max=2, test_max=3, per_length=12, cases=4,
+        variants=("direct", MAIN), seeds=(0,), model="nano-rope", train_max=2, test_max=3, per_length=60, cases=4,
         decoded=2, steps=3, name="test",
     ),
 }  # fmt: skip
