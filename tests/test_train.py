@@ -153,11 +153,14 @@ def test_bad_input_is_one_line_and_exit_code_2(args, message, tmp_path):
 
 @pytest.mark.parametrize("module", ["cri.train", "cri.studies.lso_map", "cri.studies.neighbor_attribution"])
 def test_help_is_quick(module):
-    started = time.perf_counter()
-    done = command(module, "--help")
+    seconds = []
+    for _ in range(3):  # the quickest of three: other tests run beside this one
+        started = time.perf_counter()
+        done = command(module, "--help")
+        seconds.append(time.perf_counter() - started)
     assert done.returncode == 0
     assert "usage: python -m " + module in done.stdout
-    assert time.perf_counter() - started < 4  # about 0.3 s; room for a busy machine
+    assert min(seconds) < 1.5  # about 0.3 s, and 2 s on an idle machine where torch is imported
 
 
 def test_command_line_prints_where_the_run_lies(tmp_path):

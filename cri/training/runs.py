@@ -23,7 +23,6 @@ from jaxtyping import Int
 from cri.config import RunConfig
 from cri.data.splits import Split
 from cri.errors import CorruptRunError, out_of_range, unknown_name
-from cri.models.device import resolve_device
 from cri.storage import (
     clear_unfinished,
     is_complete,
@@ -138,6 +137,7 @@ def train_run(
     """
     if checkpoint_every < 1:
         raise out_of_range("checkpoint_every", checkpoint_every, "at least 1")
+    from cri.models.device import resolve_device
     from cri.training.distributed import from_first_process, process_rank
 
     stop_if_asked([config], out, device)
@@ -303,6 +303,8 @@ def train_each(
     """
     stop_if_asked(configs, out, workers.device)
     if workers.here:
+        from cri.models.device import resolve_device
+
         workers = dataclasses.replace(workers, device=resolve_device(workers.device))
     else:
         out, progress = out.resolve(), False
