@@ -24,6 +24,7 @@ def umap_xy(x: Float[np.ndarray, "case d"], seed: int) -> Float[np.ndarray, "cas
     xy = np.empty(0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="precomputed_knn")  # only says that new cases cannot be added
+        warnings.filterwarnings("ignore", message="Graph is not fully connected")  # answers are islands here
         warnings.filterwarnings("error", message="Spectral initialisation failed")
         for init in ("spectral", "pca"):  # the second where the eigenvalues of the first lie too close together
             reducer = umap.UMAP(
