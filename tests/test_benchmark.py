@@ -42,7 +42,7 @@ def test_scores_and_functions_are_laid_beside_ours(truth: Any) -> None:
     assert by_name["lds"]["mine"] == by_name["lds"]["same_answer"]
     assert table["lds"].iloc[1:].is_monotonic_decreasing
     assert table["method"].iloc[0] == "noise ceiling"
-    assert by_name["gain"]["same_answer_by_distance"] == 0  # the best that asks no model
+    assert by_name["gain"]["same_answer_by_distance"] == 0  # the best of the model-free ones
     assert by_name["gain_high"]["mine"] < 0
     assert by_name.loc["EK-FAC", "source"] == "recorded"
 

@@ -180,7 +180,7 @@ def by_answer(groups: Groups) -> Int8[np.ndarray, "train test"]:
     """Groups of the pairs, indices into `BY_ANSWER`, in which outputs are matched: of the near cases, and of those far
     away that share a step, the ones that have the test case's answer are set apart from the ones that have not.
 
-    Among nearby cases many share the answer, so what `near` cases are worth may be what their answers are worth.
+    Among nearby cases many share the answer, so what `near` cases add may be what their answers add.
     `near_same_answer` against `same_answer_same_step`, and `near_other_answer` against `same_step`, are comparisons
     of place and step with the answer held fixed. To a model that takes a + b for b + a, what lies near b + a lies
     near as well: `mirror_same_answer`.

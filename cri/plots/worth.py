@@ -1,4 +1,4 @@
-"""What training cases of each kind are worth to an answer, with place, answer and step told apart."""
+"""The marginal effect of training cases of each kind on an answer, with place, answer and step told apart."""
 
 from __future__ import annotations
 

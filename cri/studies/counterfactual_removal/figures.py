@@ -126,7 +126,7 @@ def _dose_index(table: pd.DataFrame) -> Any:
 
 
 def _worth(doses: pd.DataFrame) -> Any:
-    """What ten more training cases of each kind are worth: one row of panels a family, one column a region."""
+    """The marginal effect of ten more training cases of each kind: one row of panels a family, one column a region."""
     families = list(dict.fromkeys(doses["family"]))
     regions = [r for r in ("square", "outside", "random") if r in set(doses["region"])]
     fig, axes = plots.figure(len(families), len(regions), (2.45, 1.8), sharex="row")

@@ -180,8 +180,8 @@ def _umap(table: pd.DataFrame) -> Any:
 
 
 def _causal(table: pd.DataFrame, manifest: dict[str, Any]) -> Any:
-    """What removing each group does, what its cases are worth, and how far three methods enrich it. The three ask
-    different cases about different answers, and each panel says which."""
+    """What removing each group does, the marginal effect of its cases, and how far three methods enrich it. The three
+    ask different cases about different answers, and each panel says which."""
     groups = table.drop_duplicates("group")
     first = table.iloc[0]
     fig, axes = plots.figure(1, 3, (2.6, 2.7), width_ratios=(1, 1, 1.4))

@@ -101,7 +101,7 @@ def verdict_text(table: pd.DataFrame) -> str:
 
 
 def causal_text(table: pd.DataFrame) -> str:
-    """Enrichment of each group by method, and in the first rows what its removal did and what its cases are worth."""
+    """Enrichment of each group by method, and in the first rows what its removal did and its cases' marginal effect."""
     groups = table.drop_duplicates("group").set_index("group")
     rows = {f"removed ({groups['n_removed'].mean():.0f} cases)": groups["effect"]}
     rows[f"worth of {groups['per'].iloc[0]:.0f} more"] = groups["worth"]

@@ -15,8 +15,7 @@ NAME = "representation_geometry"
 SPLITS = ("square", "random")
 ARMS = ("default", "start", "untied", "noise", "smooth", "bent")
 DIGIT_LR = 2.5e-3
-"""At the recipe's learning rate models with a token a digit do not learn their training cases (0.16 and 0.45 of them,
-seeds 0 and 1)."""
+"""At the recipe's learning rate not every model with a token a digit learns its training cases (`studies/log.md`)."""
 Arm = Literal["default", "start", "untied", "noise", "smooth", "bent"]
 """How the operands' embeddings are held while a model is trained again: as they come; as they come, but started on a
 smooth curve; apart from the unembedding (the control of the next three); with noise in training; on a smooth curve; on
