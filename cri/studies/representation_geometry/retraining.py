@@ -21,8 +21,8 @@ BEND = 4.0
 
 
 NOISE = 0.25
-"""Standard deviation of the arm `noise`, in root mean squares of the operands' initial rows: enough to blur a number with
-its neighbours on a smooth number line, and not with far ones."""
+"""Standard deviation of the arm `noise`, in root mean squares of the operands' initial rows: enough to blur a number
+with its neighbours on a smooth number line, and not with far ones."""
 START_WAVES = 4
 """Waves of the smooth curve that the arm `start` starts on."""
 
