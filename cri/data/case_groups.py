@@ -122,8 +122,8 @@ def make_groups(
 
     The other traits hold for near cases too. For enrichment each pair counts once, by the precedence of
     `GROUPS`: whatever is near is `near`; `same_answer`, `same_operand` and `same_step` are far from the
-    test case; `same_step` shares neither answer nor operand. That a near case may be retrieved for its
-    answer is what the output-matched contrasts (`matched`) are for; they use the overlapping masks.
+    test case; `same_step` shares neither answer nor operand. A near case may be retrieved for its answer
+    alone: the output-matched contrasts (`matched`), which use the overlapping masks, control for that.
 
     Args:
         predictions: the model's answer to each test case, as text.
@@ -177,13 +177,13 @@ def make_groups(
 
 @checked
 def by_answer(groups: Groups) -> Int8[np.ndarray, "train test"]:
-    """Groups of the pairs, indices into `BY_ANSWER`, in which outputs are matched: of the near cases, and of those far
-    away that share a step, the ones that have the test case's answer are set apart from the ones that have not.
+    """Groups of the pairs, as indices into `BY_ANSWER`, that allow comparisons with equal outputs: near cases, and far
+    cases that share a step, are divided into those with the test case's answer and those with another.
 
     Among nearby cases many share the answer, so what `near` cases add may be what their answers add.
     `near_same_answer` against `same_answer_same_step`, and `near_other_answer` against `same_step`, are comparisons
-    of place and step with the answer held fixed. To a model that takes a + b for b + a, what lies near b + a lies
-    near as well: `mirror_same_answer`.
+    of place and step with the answer held fixed. For a model that treats a + b and b + a alike, cases near b + a
+    are near as well: those with the same answer form the group `mirror_same_answer`.
     """
     near, answer, operand, step = groups.near, groups.answer, groups.operand, groups.step
     # the first that holds

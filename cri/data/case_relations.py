@@ -37,8 +37,8 @@ def _checked(task: Task, train_ids: TrainIds, test_ids: TestIds) -> tuple[TrainI
 
 @checked
 def mirror_images(task: Task) -> Int[np.ndarray, " case"]:
-    """The case with the operands exchanged, of each case: its id where that is another case with the same answer, -1
-    elsewhere."""
+    """For each case, the id of the case with the operands exchanged; -1 where that is no other case, or one with
+    another answer."""
     ids = {operands: i for i, operands in enumerate(task.operands)}
     out = np.full(task.n_cases, -1)
     for i, (a, b) in enumerate(task.operands):

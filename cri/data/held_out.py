@@ -25,7 +25,7 @@ _ORDERS = 500
 
 
 def _fill(parts: Iterable[Int[np.ndarray, " _"]], n: int, rng: np.random.Generator, n_cases: int) -> Held:
-    """Whole parts, one after the other, until `n` cases are held out; of the last, as many as are wanting."""
+    """Holds out whole parts, one after the other, until `n` cases are held out; the last part only as far as needed."""
     held = np.zeros(n_cases, dtype=bool)
     for part in parts:
         new = part[~held[part]]
@@ -41,7 +41,7 @@ def _by_value(values: Int[np.ndarray, " case"], order: Iterable[int]) -> list[In
 
 
 def _side(n: int) -> int:
-    """Of a square of `n` cases around one in the middle."""
+    """Side length of a square of `n` cases that has a middle case; raises `CriError` for any other `n`."""
     side = math.isqrt(n)
     if side * side != n or side % 2 == 0:
         raise out_of_range("n", n, "the cases of a square: an odd number squared")
@@ -90,7 +90,7 @@ def _answers(task: Task, n: int, rng: np.random.Generator) -> Held:
 
 
 def _step(task: Task, n: int, rng: np.random.Generator) -> Held:
-    """Whole steps, their cases being `n` as nearly as `_ORDERS` random orders of the steps find."""
+    """All cases of some steps: of `_ORDERS` random orders of the steps, the one that comes closest to `n` cases."""
     cases, columns = informative_steps(task).nonzero()
     members = [cases[columns == column] for column in np.unique(columns)]
     if not members:

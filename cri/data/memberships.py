@@ -158,17 +158,17 @@ def with_answer(name: str) -> str:
 
 NEAR_ANSWER = with_answer(NEAR)
 CLOSENESS = (NEAR, NEAR_ANSWER, *(name for d in WITHIN for name in (within(d), with_answer(within(d)))))
-"""All that a case next to the test case, with its answer, is a member of by its place."""
+"""Memberships that a case next to the test case has by its place, if it has the same answer."""
 OPERAND, ONE_TOKEN, TWO_TOKENS = "one operand shared", "one token differs", "two tokens differ"
 
 
 def memberships(task: Task, tokenizer: str, groups: Groups) -> Memberships:
     """All memberships of the pairs of `groups`, those that no pair has left out.
 
-    `near` are whole rings on the grid (`Groups.near`), `same answer` has the label of the test case. As near cases
-    with the answer may count otherwise than either alone, the product is a membership of its own: its effect is what
-    comes on top. Within `near` the closest count for more, and share the step of the tens more often: `within 3` and
-    `within 1`, nested in it, keep one from being taken for the other. `near on an operand's line` are the near cases
+    `near` are whole rings on the grid (`Groups.near`), `same answer` has the label of the test case. Their interaction,
+    `near and same answer`, has an effect of its own, in addition to both. The closest near cases have larger effects
+    and also share the tens step more often; the nested memberships `within 3` and `within 1` separate the effect of
+    closeness from that of the step. `near on an operand's line` are the near cases
     that share an operand: a number line along which an answer may be interpolated. `mirror image` is the one case with
     the operands exchanged. Steps are told apart by column. `one token differs` and `two tokens differ` are near in
     Hamming's distance; with number tokens the first is the same as sharing an operand, which

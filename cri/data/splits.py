@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int
 from cri.checks import check_arguments, checked
 from cri.errors import CriError, out_of_range, unknown_name
 from cri.tasks import LengthAddition, Task
+from cri.tasks.many_rules import ManyRules
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,6 +202,15 @@ def lengths(task: Task, train_max: int = 3, test_fraction: float = 0.1, seed: in
     return Split(train, {"kind": "lengths", "train_max": train_max, "test_fraction": test_fraction, "seed": seed})
 
 
+@checked
+def rules(task: Task) -> Split:
+    """Cases of the training rules are trained on, except the `fresh` ones of each; all other rules' are held out. For
+    `many_rules` only."""
+    if not isinstance(task, ManyRules):
+        raise CriError(f"split: rules needs the task many_rules, not {task.name}")
+    return Split(~task.is_fresh, {"kind": "rules"})
+
+
 SPLITS: dict[str, Callable[..., Split]] = {
     "square": square,
     "squares": squares,
@@ -209,6 +219,7 @@ SPLITS: dict[str, Callable[..., Split]] = {
     "columns": columns,
     "scattered": scattered,
     "lengths": lengths,
+    "rules": rules,
 }
 
 

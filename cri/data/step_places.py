@@ -98,8 +98,8 @@ class ExecutedStep:
 def executed_steps(lines: Sequence[TraceLine]) -> list[ExecutedStep]:
     """The steps that a trace's lines execute, in order, with their columns.
 
-    Steps with no line without a step between them are one calculation, digit by digit; halving begins with the most
-    significant digit, everything else with the units.
+    Successive steps of one operation, without a line of no step between them, form one calculation, digit by digit.
+    Halving begins with the most significant digit, every other operation with the units.
     """
     blocks: list[list[tuple[int, Step]]] = []
     apart = True

@@ -112,9 +112,9 @@ def texts(task: Task, fmt: Format) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 @checked
 def task_tokenizer(kind: str, task: Task, fmt: Format) -> PreTrainedTokenizerBase:
-    """The tokenizer of this kind covering the whole grid of `task` in `fmt`."""
+    """The tokenizer of this kind covering the whole grid of `task` in `fmt`, and what else the format may write."""
     prompts, completions = texts(task, fmt)
-    return build_tokenizer(kind, [*prompts, *completions], fmt.atoms(task))
+    return build_tokenizer(kind, [*prompts, *completions, *fmt.further_texts(task)], fmt.atoms(task))
 
 
 @checked

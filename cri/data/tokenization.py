@@ -98,6 +98,43 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
     return ids
 
 
+def number_kind(tokenizer: PreTrainedTokenizerBase) -> str:
+    """How a tokenizer cuts numbers, whatever its name: `digit` where each digit is a token, else `number`."""
+    ids: list[int] = tokenizer("57", add_special_tokens=False)["input_ids"]  # pyright: ignore[reportAssignmentType]
+    return "digit" if len(ids) > 1 else "number"
+
+
+def require_digits(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises `CriError` naming the digits that a pretrained tokenizer cannot write."""
+    missing = []
+    for digit in "0123456789":
+        ids = tokenizer(digit, add_special_tokens=False)["input_ids"]
+        if not ids or str(tokenizer.decode(ids)).strip() != digit:
+            missing.append(digit)
+    if missing:
+        raise CriError(
+            f"tokenizer: {tokenizer.name_or_path!r} cannot write the digits {', '.join(missing)}, so its model cannot "
+            "answer; choose a model whose tokenizer knows numbers, such as gpt2 or smollm2-135m"
+        )
+
+
+def require_prompts_in_context(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]
+) -> None:
+    """Raises `CriError` where a prompt's tokens alone are not those it has before its answer: a model would be trained
+    on one text and asked another."""
+    joint: list[list[int]] = tokenizer(  # pyright: ignore[reportAssignmentType]
+        [p + c for p, c in zip(prompts, completions, strict=True)], add_special_tokens=False
+    )["input_ids"]
+    for prompt, row, alone in zip(prompts, joint, encode_texts(tokenizer, prompts), strict=True):
+        if row[: len(alone)] != alone:
+            ends = [tokenizer.convert_ids_to_tokens(ids[max(0, len(alone) - 2) : len(alone)]) for ids in (alone, row)]
+            raise CriError(
+                f"tokenizer: the prompt {prompt[-40:]!r} ends in the tokens {ends[0]} alone and in {ends[1]} before "
+                "its answer; choose a model whose tokenizer cuts there, such as gpt2 or smollm2-135m"
+            )
+
+
 def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.eos_token_id is None:
         raise CriError(f"tokenizer: {tokenizer.name_or_path!r} has no end-of-sequence token")

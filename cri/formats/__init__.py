@@ -13,14 +13,24 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cri.checks import checked
-from cri.errors import out_of_range, unknown_name
+from cri.errors import CriError, out_of_range, unknown_name
 from cri.formats.rules.language import Rule
+from cri.formats.rules.stated import (
+    read_result,
+    rule_id,
+    rule_text,
+    scrambled_text,
+    shuffled_text,
+    stated_atoms,
+    stated_trace,
+)
 from cri.formats.rules.task_rules import task_rule
 from cri.formats.rules.tracer import trace_atoms
 from cri.formats.scratchpad import published_trace, scratchpad_trace
 from cri.formats.shuffled import shuffled_trace
 from cri.formats.traces import Edit, Reading, Status, TraceLine, TraceWriter, first_deviation, join
 from cri.tasks import Task
+from cri.tasks.many_rules import ManyRules, unpack
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,10 @@ class Format(ABC):
 
     def atoms(self, task: Task) -> list[str]:
         """Strings that a whole-word tokenizer keeps as one token (empty for `direct` and `scratchpad`)."""
+        return []
+
+    def further_texts(self, task: Task) -> list[str]:
+        """Texts that a tokenizer must be able to write, beside those of the task's own cases."""
         return []
 
     def read(self, task: Task, a: int, b: int, text: str, *, finished: bool) -> Reading:
@@ -171,11 +185,80 @@ class RuleFollowing(Format):
         return [INTRODUCTION, *trace_atoms(task_rule(task).rule)]
 
 
-FORMATS: dict[str, Format] = {f.name: f for f in (Direct(), Scratchpad(), RuleFollowing())}
-"""The three formats; `make_format` knows the control `shuffled_scratchpad` and the variant `scratchpad_as_published` as
-well."""
+@dataclass(frozen=True)
+class StatedRule(Format):
+    """One of many rules in the prompt, then the lists; the completion is the rule's execution (`rules.stated`)."""
 
-_ALL_FORMATS: dict[str, Format] = {**FORMATS, **{f.name: f for f in (ShuffledScratchpad(), PublishedScratchpad())}}
+    name: ClassVar[str] = "stated_rule"
+
+    def shown(self, task: ManyRules, a: int, b: int) -> str:
+        """What the prompt says about the rule."""
+        return rule_text(task.rule_of(a))
+
+    def prompt(self, task: Task, a: int, b: int) -> str:
+        own = _many_rules(self.name, task)
+        return self.shown(own, a, b) + own.question(a, b)
+
+    def trace(self, task: Task, a: int, b: int, edit: Edit | None = None) -> list[TraceLine]:
+        check_operands(a, b)
+        return stated_trace(_many_rules(self.name, task).rule_of(a), *unpack(b), edit)
+
+    def read_answer(self, task: Task, text: str) -> str | None:
+        return read_result(text)
+
+    def atoms(self, task: Task) -> list[str]:
+        return stated_atoms()
+
+    def further_texts(self, task: Task) -> list[str]:
+        return stated_atoms()  # questions about lists and edited rules that are no cases, too
+
+
+@dataclass(frozen=True)
+class ShuffledRule(StatedRule):
+    """A control: another rule's text, drawn for each case."""
+
+    name: ClassVar[str] = "shuffled_rule"
+
+    def shown(self, task: ManyRules, a: int, b: int) -> str:
+        return shuffled_text(task.rule_of(a), f"{a} {b}")
+
+
+@dataclass(frozen=True)
+class RuleId(StatedRule):
+    """A control: an opaque name in the rule's place."""
+
+    name: ClassVar[str] = "rule_id"
+
+    def shown(self, task: ManyRules, a: int, b: int) -> str:
+        return rule_id(task.rule_of(a))
+
+
+@dataclass(frozen=True)
+class ScrambledRule(StatedRule):
+    """A control: the text's tokens in an order drawn for each rule."""
+
+    name: ClassVar[str] = "scrambled_rule"
+
+    def shown(self, task: ManyRules, a: int, b: int) -> str:
+        return scrambled_text(task.rule_of(a))
+
+
+def _many_rules(name: str, task: Task) -> ManyRules:
+    if not isinstance(task, ManyRules):
+        raise CriError(f"format: {name} needs the task many_rules, not {task.name}")
+    return task
+
+
+FORMATS: dict[str, Format] = {f.name: f for f in (Direct(), Scratchpad(), RuleFollowing())}
+"""The three formats; `make_format` knows the control `shuffled_scratchpad`, the variant `scratchpad_as_published`, and
+`STATED` as well."""
+
+STATED: dict[str, Format] = {f.name: f for f in (StatedRule(), ShuffledRule(), RuleId(), ScrambledRule())}
+"""The format of the task `many_rules`, and its three controls."""
+
+_ALL_FORMATS: dict[str, Format] = {
+    **FORMATS, **{f.name: f for f in (ShuffledScratchpad(), PublishedScratchpad())}, **STATED
+}  # fmt: skip
 
 
 @checked

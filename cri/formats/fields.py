@@ -59,16 +59,20 @@ class Fields:
         return Place(0, line=1) if "\n" in token else None
 
 
-def format_fields(fmt: Format, task: Task, vocabulary: Iterable[str]) -> Fields:
-    """The fields of `fmt`'s texts about `task`, as tokens of `vocabulary`.
-
-    Raises `CriError` for a format without lists, a question that is not `a+b=`, and a tokenizer without a token for
-    each name and digit.
-    """
+def require_lists(fmt: Format, task: Task) -> None:
+    """Raises `CriError` for a format without lists and for a question that is not `a+b=`; takes no time."""
     if not isinstance(fmt, RuleFollowing | Scratchpad):
         raise CriError(f"positions: the format {fmt.name} has no lists; structured positions need rfft or scratchpad")
     if task.question(1, 1) != "1+1=":
         raise CriError(f"positions: the questions of {task.name} are not of the form a+b=")
+
+
+def format_fields(fmt: Format, task: Task, vocabulary: Iterable[str]) -> Fields:
+    """The fields of `fmt`'s texts about `task`, as tokens of `vocabulary`.
+
+    Raises `CriError` as `require_lists` does, and for a tokenizer without a token for each name and digit.
+    """
+    require_lists(fmt, task)
     rfft = isinstance(fmt, RuleFollowing)
     fields = _rule_fields(task) if rfft else _scratchpad_fields()
     known = set(vocabulary)
@@ -82,7 +86,7 @@ def format_fields(fmt: Format, task: Task, vocabulary: Iterable[str]) -> Fields:
 
 
 def _optional(task: Task, rfft: bool) -> set[str]:
-    """Names that a rule has and its traces need not show in this form."""
+    """Forms of a rule's variable names (`NAME=` and `, NAME=`) that its traces may lack."""
     names = task_rule(task).rule.variables if rfft else ()
     return {f"{name}=" for name in names} | {f", {name}=" for name in names}
 

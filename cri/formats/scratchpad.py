@@ -21,7 +21,7 @@ byte; `linear_regression` and `chicken_rabbit` are ours in the same grammar.
 Line kinds: `state`, `result`, `equation`, `compare`, `answer`. Elements: `x`, `y` (remaining operands),
 `answer` (so far), `digit` (its newest digit), `carry` in states; `x`, `y` in equations; `x`, `relation`,
 `y` in comparisons; `answer` in results and in the last line, whose sentence also has `rabbits` and
-`chickens`. A state line executes the step that leads to it. `result` lines are those which others follow.
+`chickens`. A state line executes the step that leads to it. The last line is an `answer`, never a `result`.
 """
 
 from __future__ import annotations

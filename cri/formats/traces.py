@@ -89,8 +89,8 @@ def element_text(line: TraceLine, element: str) -> str:
 
 
 def edit_of(lines: Sequence[TraceLine], element: str, value: str, line: int | None = None) -> Edit:
-    """The edit of one element of a trace; of the first line whose element is not `value` already where no line is
-    given. Raises `CriError` for an element that no line has, for a value that is no text or is there already."""
+    """The edit of one element of a trace, by default on the first line whose element is not `value` already. Raises
+    `CriError` for an element that no line has, and for a value that is not a text or is already there."""
     if not isinstance(value, str):
         raise CriError(f"value: {value!r} is not a text; write {str(value)!r}")
     if line is None:

@@ -78,9 +78,13 @@ _BY_QUERY = ("hook_pattern", "hook_attn_scores")
 
 
 @checked
-def residual_sites(bridge: TransformerBridge) -> list[Site]:
-    """The residual stream at the last prompt token: after the embedding, and after every layer."""
-    layers = [Site(f"blocks.{i}.hook_resid_post") for i in range(bridge.cfg.n_layers)]
+def residual_sites(bridge: TransformerBridge, apart: int = 1) -> list[Site]:
+    """The residual stream at the last prompt token: after the embedding, and after every layer, or after the last and
+    each `apart`-th before it."""
+    if apart < 1:
+        raise out_of_range("apart", apart, "at least 1")
+    n = int(bridge.cfg.n_layers)
+    layers = [Site(f"blocks.{i}.hook_resid_post") for i in range((n - 1) % apart, n, apart)]
     return [Site("blocks.0.hook_resid_pre"), *layers]
 
 

@@ -1,8 +1,8 @@
 """Forward passes that compute no more than they must: attention without padding masks, a last layer only where scored.
 
-The package's sequences are padded on the right only, so causal attention needs no mask at all. Under an
-attention implementation of its own, transformers builds none: which also spares a look at the data on
-every forward pass, a wait for the device that CUDA graphs and `vmap` do not allow. Structured positions bring a mask
+The package's sequences are padded on the right only, so causal attention needs no mask at all. For the attention
+functions registered here, transformers builds no mask. It then does not inspect the data in every forward pass
+either, which would wait for the device, as CUDA graphs and `vmap` do not allow. Structured positions bring a mask
 of their own (`cri.models.positions`), boolean, True where a query may attend.
 """
 
@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from cri.models.partial import layers_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -231,8 +233,8 @@ def last_layer_where_scored(model: nn.Module, length: int, keep: int) -> Iterato
 
 def _last_layer(model: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
     """Attention and MLP of the last layer, None where the architecture keeps them elsewhere."""
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) and hasattr(module[-1], "mlp"):
-            attention = getattr(module[-1], "attn", None) or getattr(module[-1], "self_attn", None)
-            return attention, module[-1].mlp  # pyright: ignore[reportReturnType]
-    return None, None
+    layers = layers_of(model)
+    if layers is None:
+        return None, None
+    attention = getattr(layers[-1], "attn", None) or getattr(layers[-1], "self_attn", None)
+    return attention, layers[-1].mlp  # pyright: ignore[reportReturnType]

@@ -1,6 +1,7 @@
 """What depends on the device: which one it is, number formats, how much fits, what compiling costs.
 
-Training, decoding and stacks of models ask here, so that a batch's size on a GPU is decided in one place.
+Training, decoding and stacks of models ask here what fits on a GPU. Attribution plans its own batches from `max_bytes`
+(`cri.attribution.streaming.plan_memory`), and a run's optimiser step takes `TrainConfig.batch_size` cases.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def resolve_device(device: str) -> str:
 
 
 def process_state() -> Any:
-    """accelerate's state of this process, which tells its rank and its device. The others wait while the first decodes:
-    longer than the ten minutes after which torch would give up."""
+    """accelerate's state of this process, which tells its rank and its device. The other processes wait while the first
+    one decodes, which may take longer than torch's default timeout of ten minutes."""
     from accelerate import PartialState
 
     return PartialState(timeout=timedelta(days=1))
@@ -70,14 +71,14 @@ def matmul_precision(precision: str) -> Iterator[None]:
 
 
 def rounding(precision: str) -> float:
-    """Share of a gradient's norm by which a compiled one may differ: several times what was seen of right ones (1e-5 in
-    tf32 on a GPU, 7e-3 in bf16 on a CPU). Of one that was wrong on a GPU, 3e-2 was seen (`studies/log.md`)."""
+    """Share of its norm by which a compiled gradient may be off: several times the largest error of correct ones (1e-5
+    in tf32 on a GPU, 7e-3 in bf16 on a CPU). An incorrect one on a GPU had an error of 3e-2 (`studies/log.md`)."""
     return 2e-2 if precision == "bf16" else 1e-3
 
 
 def give_memory_back(device: torch.device) -> None:
-    """Returns device memory that nothing refers to. After an error, to be called outside its `except` block: within,
-    the error's frames still hold what failed."""
+    """Frees device memory that nothing refers to. After an error, call it outside the `except` block: inside the block,
+    the error's stack frames still refer to the tensors that did not fit."""
     gc.collect()  # a trainer and its graphs refer to each other
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -120,13 +121,13 @@ def cases_forward(
 
 
 def bytes_per_replica(train: TrainConfig, tokens: TokenTable, shape: PretrainedConfig, n_parameters: int) -> int:
-    """Device memory that one model of a stack takes in training, estimated from above (tests hold it between the peak
-    and 2.2 times that).
+    """Upper estimate of the device memory that one model of a stack takes in training (tests check that it lies between
+    the measured peak and 2.2 times the peak).
 
     Eight tensors of its parameters: weights, gradient, its scaled copy, two moments, and what AdamW holds on the way.
-    For the backward pass the forward pass keeps, a token and layer, some 24 numbers a model dimension (norms, queries,
-    keys and values, the MLP's four times as many twice) and four maps of attention; and of each scored token the
-    logits, their exponentials and their gradients.
+    For the backward pass, each token and layer keeps about 24 numbers per model dimension (norms, queries, keys and
+    values, and twice the MLP's hidden layer, which is four times as wide) and four attention maps; each scored token
+    keeps its logits, their exponentials and their gradients.
     """
     n_tokens = train.batch_size * tokens.ids.shape[1]
     n_targets = train.batch_size * int((tokens.lengths - tokens.prompt_lengths).max())

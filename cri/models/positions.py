@@ -13,7 +13,7 @@ The model stays as it is: `attach` puts a hook before its forward pass, which gi
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -22,63 +22,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from cri.errors import CriError, out_of_range, unknown_name
+from cri.errors import CriError
 from cri.formats.fields import Fields
+from cri.models.position_options import RandomOptions, StructuredOptions
 
 if TYPE_CHECKING:
     from cri.data.token_table import TokenTable
 
-KINDS = ("plain", "none", "random", "structured")
-
-
-@dataclass(frozen=True)
-class RandomOptions:
-    """Options of `random` positions: texts of up to half of `longest` tokens can be evaluated."""
-
-    longest: int = 16384
-
-    def __post_init__(self) -> None:
-        if self.longest < 2:
-            raise out_of_range("position_params.longest", self.longest, "at least 2")
-
-
-@dataclass(frozen=True)
-class StructuredOptions:
-    """Options of `structured` positions; each part can be switched off to measure its share."""
-
-    bands: bool = True
-    """Every variable has a band of positions of its own."""
-    index: bool = True
-    """Columns are indices in lists; otherwise the tokens' order in their line."""
-    span: int = 16
-    """A list of n items starts at a column drawn from 0 .. span - n in every training batch; 0 for no random start."""
-    window: int = 16
-    """Lines back that a token attends to; 0 for all."""
-    newest: bool = False
-    """Hide a variable's value once a newer one has been written: strong help, as that is part of executing the rule."""
-    columns: int = 32
-    """Columns of a band, which bound the length of lists."""
-
-    def __post_init__(self) -> None:
-        for name, low in (("span", 0), ("window", 0), ("columns", 4)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise out_of_range(f"position_params.{name}", value, f"a whole number of at least {low}")
-        for name in ("bands", "index", "newest"):
-            if not isinstance(getattr(self, name), bool):
-                raise out_of_range(f"position_params.{name}", getattr(self, name), "true or false")
-
-
-def position_options(kind: str, params: Mapping[str, Any]) -> RandomOptions | StructuredOptions | None:
-    """The options of positions of this kind; raises `CriError` for an unknown kind, name or value."""
-    if kind not in KINDS:
-        raise unknown_name("positions", kind, KINDS)
-    options = {"random": RandomOptions, "structured": StructuredOptions}.get(kind)
-    valid = [f.name for f in fields(options)] if options else []
-    for name in params:
-        if name not in valid:
-            raise unknown_name(f"position_params of {kind} positions", name, valid or ["none at all"])
-    return options(**params) if options else None
+_PAIRED = torch.int16
+"""What is compared for every pair of tokens is a small number: a quarter of the memory that 64 bits pass through."""
+NO_ITEM = -1
+"""Column, among those of lists' items, of a token that stands in no list."""
 
 
 @dataclass
@@ -87,7 +41,10 @@ class TextState:
 
     Attributes:
         line, band, column: of the last token, [text].
+        listed: whether it stands in a list, [text].
         lines, bands, segments: of every token so far, [text, pos]; a segment is one value as it is written.
+        items: column of every token so far that stands in a list, `NO_ITEM` for others, [text, pos].
+        lists: which list of the text every token so far belongs to or follows, from 0, [text, pos].
         closed: newest finished segment of every band, [text, band].
         starts: column shift of every text's lists, [text].
         n: tokens so far.
@@ -96,9 +53,12 @@ class TextState:
     line: Int[Tensor, " text"]
     band: Int[Tensor, " text"]
     column: Int[Tensor, " text"]
+    listed: Int[Tensor, " text"]
     lines: Int[Tensor, "text pos"]
     bands: Int[Tensor, "text pos"]
     segments: Int[Tensor, "text pos"]
+    items: Int[Tensor, "text pos"]
+    lists: Int[Tensor, "text pos"]
     closed: Int[Tensor, "text band"]
     starts: Int[Tensor, " text"]
     n: int = 0
@@ -136,7 +96,9 @@ class Positions:
     @property
     def masked(self) -> bool:
         """Whether the mask hides more than the future."""
-        return self.kind == "structured" and bool(self.structured.window or self.structured.newest)
+        return self.kind == "structured" and bool(
+            self.structured.window or self.structured.reach or self.structured.own or self.structured.newest
+        )
 
     @property
     def n_bands(self) -> int:
@@ -175,13 +137,14 @@ class Positions:
         shift = zero if starts is None else starts
         none = zero[:, None][:, :0]
         if self.kind != "structured":
-            return TextState(zero, zero, zero, none, none, none, none, shift)
+            return TextState(zero, zero, zero, zero, none, none, none, none, none, none, shift)
         assert self.fields is not None
         first = self.fields.first
         column = first.column + (shift if first.indexed else 0) if self.structured.index else -1
         band = (first.band or 0) if self.structured.bands else 0
         closed = torch.zeros(n, self.n_bands, dtype=torch.long, device=device)
-        return TextState(zero, zero + band, zero + column, none, none, none, closed, shift)
+        listed = zero + int(first.indexed)
+        return TextState(zero, zero + band, zero + column, listed, none, none, none, none, none, closed, shift)
 
     def advance(
         self, ids: Int[Tensor, "text new"], state: TextState
@@ -210,7 +173,14 @@ class Positions:
         all_lines, all_bands = torch.cat([state.lines, lines], 1), torch.cat([state.bands, bands], 1)
         allowed = causal
         if options.window:
-            allowed = allowed & (lines[:, None, :, None] - all_lines[:, None, None, :] <= options.window)
+            of_key = all_lines.to(_PAIRED)
+            allowed = allowed & (of_key[:, None, state.n :, None] - of_key[:, None, None] <= options.window)
+        inside = torch.where(event >= 0, shifted.gather(1, last), state.listed[:, None])
+        items = torch.cat([state.items, torch.where(inside > 0, columns, NO_ITEM)], 1)
+        begun = shifted.cumsum(1) + (state.lists[:, -1:] if state.n else 0)
+        lists = torch.cat([state.lists, begun], 1)
+        if options.reach or options.own:
+            allowed = allowed & self._listed(items, lists, all_bands, width)[:, None]
         segments, closed = state.segments, state.closed
         if options.newest:
             before = segments[:, -1:] if state.n else torch.zeros_like(lines[:, :1])
@@ -224,9 +194,33 @@ class Positions:
             of_key = newest.gather(2, all_bands[:, None].expand(-1, width, -1))
             allowed = allowed & ((all_bands[:, None] == 0) | (segments[:, None] >= of_key))[:, None]
         after = TextState(
-            lines[:, -1], bands[:, -1], columns[:, -1], all_lines, all_bands, segments, closed, state.starts, len(seen)
-        )
+            lines[:, -1], bands[:, -1], columns[:, -1], inside[:, -1], all_lines, all_bands, segments, items, lists,
+            closed, state.starts, len(seen),
+        )  # fmt: skip
         return positions, allowed.expand(n, 1, width, len(seen)), after
+
+    def _listed(
+        self,
+        items: Int[Tensor, "text key"],
+        lists: Int[Tensor, "text key"],
+        bands: Int[Tensor, "text key"],
+        width: int,
+    ) -> Bool[Tensor, "text new key"]:
+        """Which list items the last `width` tokens may attend to by `reach`, `own` and `ends`; other tokens are
+        allowed."""
+        options, first = self.structured, items.shape[1] - width
+        items, bands = items.to(_PAIRED), bands.to(_PAIRED)
+        of_query, hidden = items[:, first:, None], items.new_zeros(1, dtype=torch.bool)
+        if options.reach:
+            hidden = (of_query - items[:, None]).abs() > options.reach
+        if options.own:
+            hidden = hidden | (bands[:, first:, None] != bands[:, None])
+        hidden = hidden & (of_query != NO_ITEM)
+        if options.ends:
+            # a token outside of lists comes after them, so that the last column of each is known by then
+            last = items.new_zeros(len(items), items.shape[1] + 1).scatter_reduce(1, lists, items, "amax")
+            hidden = hidden | (of_query == NO_ITEM) & (last.gather(1, lists) - items > options.reach)[:, None]
+        return ~(hidden & (items != NO_ITEM)[:, None])
 
     def following(self, ids: Int[Tensor, "text new"], state: TextState) -> tuple[dict[str, Tensor], TextState]:
         """`position_ids` and `attention_mask` (see `inputs`) of the tokens that follow, and the state after them."""
@@ -299,7 +293,10 @@ class Positions:
         for start in range(0, len(tokens), 1024):
             ids = tokens.ids[start : start + 1024]
             plain = Positions(
-                self.kind, _replaced(options, window=0, newest=False, columns=1 << 20), self.fields, self.vocabulary
+                self.kind,
+                _replaced(options, window=0, reach=0, own=False, ends=False, newest=False, columns=1 << 20),
+                self.fields,
+                self.vocabulary,
             )
             shift = (options.span - self.list_lengths(ids)).clamp(min=0) if options.span else None
             positions, _, _ = plain.advance(ids, plain.begin(len(ids), ids.device, shift))
@@ -366,31 +363,3 @@ def positions_of(model: nn.Module) -> Positions | None:
             if isinstance(hook, PositionHook):
                 return hook.positions
     return None
-
-
-def rope_parameters(period: int, head_size: int, theta: float = 10_000.0) -> dict[str, Any]:
-    """Rotary frequencies for structured positions, as transformers' `longrope` takes them.
-
-    Half of the pairs turn by multiples of 2 pi / period and so see band and column only, whatever the line; the others
-    turn slowly and see lines. `period` is a multiple of 256.
-    """
-    pairs = head_size // 2
-    within = np.array([121, 100, 81, 50, 27, 9, 3, 1]) / 256
-    lines = np.array([1.5, 0.8, 0.4, 0.2, 0.1, 0.05, 0.02, 0.005])
-    pick = np.linspace(0, 7, max(1, pairs // 2)).round().astype(int)
-    turns = np.maximum(1, (within[pick] * period).round()) / period
-    if period > 256:
-        turns = np.where(pick == 7, 1 / period, turns)
-    rest = np.interp(np.linspace(0, 7, pairs - len(pick)), np.arange(8), np.log(lines))
-    wanted = np.concatenate([2 * np.pi * turns, np.exp(rest) / period])
-    plain = theta ** -(np.arange(pairs) / pairs)
-    factors = (plain / wanted).tolist()
-    return {
-        "rope_type": "longrope",
-        "rope_theta": theta,
-        "short_factor": factors,
-        "long_factor": factors,
-        "original_max_position_embeddings": 65_536,
-        "factor": 1.0,
-        "attention_factor": 1.0,
-    }

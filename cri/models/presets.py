@@ -16,6 +16,12 @@ class Preset:
     block: Literal["gpt2", "llama"] = "gpt2"
     mlp_ratio: int = 4
     """Width of a `llama` block's MLP in units of `d_model`."""
+    head_size: int = 0
+    """Width of a `llama` block's heads; 0 is `d_model` / `n_heads`. Wider ones have more rotary frequencies."""
+
+    @property
+    def d_head(self) -> int:
+        return self.head_size or self.d_model // self.n_heads
 
 
 PRESETS: dict[str, Preset] = {
@@ -26,6 +32,7 @@ PRESETS: dict[str, Preset] = {
     "nano-rope": Preset(2, 64, 4, "llama"),
     "micro-rope": Preset(2, 128, 4, "llama"),
     "slim-rope": Preset(2, 128, 4, "llama", mlp_ratio=2),
+    "sharp-rope": Preset(2, 128, 4, "llama", mlp_ratio=2, head_size=64),
     "mini-rope": Preset(4, 256, 8, "llama"),
     "gpt2-rope-shape": Preset(12, 768, 12, "llama"),
 }

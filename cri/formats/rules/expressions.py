@@ -51,8 +51,8 @@ def code_of(node: ast.AST) -> str:
 
 @lru_cache(maxsize=4096)
 def names_read(node: ast.AST, written: bool = True) -> tuple[str, ...]:
-    """Variables that a statement or test reads and does not show: all but the operands that are going to
-    be written with the expression they stand in. `written=False`: all."""
+    """Variables that a statement or test reads, except operands whose values are written with their expression
+    anyway; with `written=False`, all variables that it reads."""
     return tuple(dict.fromkeys(_walk_reads(node, written)))
 
 

@@ -45,7 +45,7 @@ class OwnRule(RuleCode):
             numbers: the arguments, as in `trace`.
             element: its name on the line, such as `total` (see `trace`).
             value: the new text.
-            line: of the trace; the first one whose element is not `value` already where none is given.
+            line: number of the trace's line; by default the first line whose element is not `value` already.
 
         Raises `CriError` for an element that no line has, and for a value that it cannot hold.
         """

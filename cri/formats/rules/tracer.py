@@ -9,9 +9,9 @@ reads, what it computes from them, and the variables that it changes:
     result.insert(0, total % 10)           result=[]           15%10=5, result=[5]
     num1 = result                                              num1=[5]
 
-(one line each on the right). Values that the computation shows anyway, as operands or copied, are not
-read out before it; the test of an `x if test else y` is one more value in front. A test reads its
-values, then shows the truth values that decide it, and the decision:
+(one line each on the right). Values that the computation shows anyway, as operands or as copies, are not listed
+before it. The test of `x if test else y` is written first, as one more value. For a test of a loop or branch, its
+values are listed, then the truth values that decide it, and the decision:
 
     while num1 or num2:                    num1=[2], num2=[]   True or False: enter the loop
     if carry:                              carry=0             False: skip the branch
@@ -180,7 +180,7 @@ class _Execution(ExpressionWriter):
         self.writer.end_line(kind, iteration=self.iteration)
 
     def read(self, node: ast.AST, written: bool = True) -> None:
-        """The line with the values that a statement reads, those aside that its effects show."""
+        """Writes the line with the values that a statement reads, except those that the effects line shows."""
         for name in names_read(node, written):
             if name in self.variables:
                 self.separate()
