@@ -295,9 +295,14 @@ class _Loaded(dict[str, Any]):
         raise KeyError(name)
 
 
+def machine_memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def check_memory(field: str, value: object, n_bytes: float, what: str) -> None:
     """Raises `CriError` where `what` would need more memory than this machine has: before the hours, not after."""
-    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    have = machine_memory()
     if n_bytes > have:
         raise CriError(
             f"{field}: {shown(value)} is too large here; {what} would need about {n_bytes / 2**30:,.0f} GiB of "

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from tyro.conf import Suppress
 
 from cri.checks import check_dataclass
-from cri.errors import CorruptRunError, out_of_range
+from cri.errors import CorruptRunError, CriError, out_of_range
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ class RunConfig:
     """A preset, a folder written by save_pretrained, `smollm2-135m`, or a hub id."""
     lora: bool = False
     """Train low-rank adapters only (merged when the run is saved)."""
+    lora_params: Suppress[dict[str, Any]] = field(default_factory=dict)
+    """Settings of the adapters: r (8), alpha (16), dropout (0.05)."""
+    last_layers: int = 0
+    """Train the last so many layers and the final norm, or with `lora` the adapters there, and nothing else; 0 for all
+    layers."""
     positions: Literal["plain", "none", "random", "structured"] = "plain"
     """What a token's position is: its order, nothing, its order with random gaps, or line, variable and index in the
     list (`cri.models.positions`)."""
@@ -93,13 +98,16 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_dataclass(self)
-        if self.decoded < 0:
-            raise out_of_range("decoded", self.decoded, "at least 0")
+        for name in ("decoded", "last_layers"):
+            if getattr(self, name) < 0:
+                raise out_of_range(name, getattr(self, name), "at least 0")
+        if self.lora_params and not self.lora:
+            raise CriError("lora_params: these are settings of adapters; give --lora too")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form. Fields that came later are left out at their defaults, so that earlier runs keep their hashes."""
         data = dataclasses.asdict(self)
-        later = {"positions": "plain", "position_params": {}, "decoded": 0}
+        later = {"positions": "plain", "position_params": {}, "decoded": 0, "lora_params": {}, "last_layers": 0}
         return {key: value for key, value in data.items() if key not in later or value != later[key]}
 
     @classmethod

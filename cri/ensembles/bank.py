@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from safetensors.numpy import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from cri.config import RunConfig
@@ -32,9 +33,9 @@ from cri.evaluation.decoding import Decoded, max_new_tokens_for
 from cri.models.attention import SHORT
 from cri.models.device import cases_forward
 from cri.storage import read_json, verify
+from cri.storage.compression import read_content, stored
 from cri.tasks import Task
-from cri.training.runs import require_same
-from cri.training.setup import Materials, prepare
+from cri.training.setup import Materials, prepare, require_same
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -98,11 +99,10 @@ class Bank:
         return self.materials.tokens
 
     def state(self, replica: int) -> dict[str, Tensor]:
-        """The named parameters of one replica (read from disk, the others are not)."""
+        """The named parameters of one replica."""
         if not -len(self) <= replica < len(self):
             raise out_of_range("replica", replica, f"in 0..{len(self) - 1}")
-        with safe_open(self.path / WEIGHTS, framework="pt") as file:
-            return {name: file.get_slice(name)[replica % len(self)] for name in file.keys()}  # noqa: SIM118
+        return self._weights(replica % len(self))
 
     def model(self, replica: int) -> PreTrainedModel:
         """One replica as a plain Hugging Face model, on CPU, in eval mode."""
@@ -114,9 +114,18 @@ class Bank:
 
     def flat(self, replicas: slice, layout: Layout) -> Float[Tensor, "replica parameter"]:
         """Some replicas as rows of a stacked matrix, on CPU."""
+        return layout.stack(self._weights(replicas))
+
+    def _weights(self, replicas: int | slice) -> dict[str, Tensor]:
+        """The parameters of these replicas by name; the others are not read, unless the file is compressed."""
+        if stored(self.path / WEIGHTS) != self.path / WEIGHTS:
+            return {name: value[replicas] for name, value in self._unpacked.items()}
         with safe_open(self.path / WEIGHTS, framework="pt") as file:
-            parts = {name: file.get_slice(name)[replicas] for name in layout.names}
-        return layout.stack(parts)
+            return {name: file.get_slice(name)[replicas] for name in file.keys()}  # noqa: SIM118
+
+    @cached_property
+    def _unpacked(self) -> dict[str, Tensor]:
+        return load(read_content(self.path / WEIGHTS))
 
 
 def load_bank(path: Path | str) -> Bank:
@@ -127,7 +136,7 @@ def load_bank(path: Path | str) -> Bank:
     """
     folder = Path(path)
     verify(folder)
-    if not (folder / WEIGHTS).exists():
+    if not stored(folder / WEIGHTS).exists():
         raise CriError(f"bank: {folder} is a run, not a bank; open it with cri.training.runs.load_run")
     config = RunConfig.from_dict(read_json(folder / "config.json"))
     maps = load_file(folder / MAPS)

@@ -113,8 +113,8 @@ def train_stack(
 ) -> Result:
     """Trains `replicas` together and decodes the grid with each. Out of memory in training, it raises
     `torch.cuda.OutOfMemoryError`; in decoding, which starts with small batches again, `CriError`."""
-    if materials.config.lora:
-        raise CriError("lora: models with adapters are trained one at a time (cri.training.runs)")
+    if materials.config.lora or materials.config.last_layers:
+        raise CriError("lora, last_layers: models trained in part are trained one at a time (cri.training.runs)")
     template = initial_of(materials, 0)
     layout = Layout(template)
     if compiled is None:
@@ -169,8 +169,8 @@ def train_what_fits(
     Args:
         materials, device, identity, checkpoint_seconds, compiled: see `train_stack`.
         replicas: those that are still to be trained.
-        folder: of the checkpoint. One that is there is finished with as many members as it was begun with, whatever
-            `size` is now.
+        folder: folder of the checkpoint. An existing checkpoint is resumed with the number of members that it was
+            started with, whatever `size` is now.
         start: the place of the first one in the bank; names the checkpoint.
         on_step: called with the number of members and the step.
 
@@ -234,8 +234,8 @@ def decode_stack(
 
 
 def _with_less_memory(device: torch.device, attempt: Callable[[float], T]) -> T:
-    """`attempt(share)`, where `share` of the free memory is what it may take: a quarter, and half as much after each
-    time that this was too much."""
+    """Calls `attempt(share)`, which may use `share` of the free memory: first a quarter, then half of that, and so on,
+    after each attempt that runs out of memory."""
     share = 0.25
     while share > 1e-4:
         try:

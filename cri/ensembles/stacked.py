@@ -242,7 +242,7 @@ class StackedTrainer:
         as_vector = {"dtype": torch.float32, "device": self.device}
         self.lr = torch.tensor([m.lr for m in members], **as_vector)
         self.weight_decay = torch.tensor([m.weight_decay for m in members], **as_vector)
-        # members differ in the height of their learning rate, and share its course
+        # members may have different peak learning rates, but share one schedule
         self.schedule = torch.tensor(learning_rates(config.steps, config.lr, config.warmup) / config.lr, **as_vector)
         self.step = 0
         self.done = torch.zeros((), dtype=torch.long, device=self.device)  # `step`, where the device reads it

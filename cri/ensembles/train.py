@@ -52,8 +52,7 @@ from cri.storage import (
 from cri.training.checkpoints import read_checkpoint, require_identity, write_checkpoint
 from cri.training.forecast import stop_if_asked
 from cri.training.jobs import Backend, Workers, progress_bar
-from cri.training.runs import require_same
-from cri.training.setup import Materials, prepare
+from cri.training.setup import Materials, prepare, require_same
 
 Method = Literal["auto", "stacked", "processes"]
 
@@ -198,7 +197,7 @@ Block = Mapping[int, Replica]
 
 
 def _neighbours(missing: Sequence[range], n_jobs: int) -> list[Sequence[int]]:
-    """The missing places for `n_jobs` jobs that train stacks: each has neighbours, as a part file holds."""
+    """The missing places for `n_jobs` jobs that train stacks: each job gets consecutive ones, as a part file holds."""
     length = math.ceil(sum(map(len, missing)) / n_jobs)
     return [gap[start : start + length] for gap in missing for start in range(0, len(gap), length)]
 

@@ -54,9 +54,9 @@ def run(config: RetrainingBank) -> list[Path]:
 
 
 def find_or_make(study: Study, plan: str, family: str = "*") -> Path:
-    """The folder of the bank that a study reads: the recorded one, or that below the study's own output. Where neither
-    holds a finished record of a plan of the family (of any by default) that begins with `plan`, the bank is made there,
-    for designed removals also its planted models. Raises `CriError` for a family that the preset has not."""
+    """The folder of the bank that a study reads: the recorded one, or else the one in the study's output. If neither
+    holds a finished record of `family` (by default of any) whose plan begins with `plan`, the bank is trained into the
+    study's output, with its planted models for designed removals. Raises `CriError` for a family not in the preset."""
     from cri.storage import is_complete
     from cri.training.forecast import end_if_asked
 

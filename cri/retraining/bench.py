@@ -53,6 +53,8 @@ def read_scores(path: Path) -> np.ndarray:
     """An array written by `numpy.save`; raises `CriError` for anything else."""
     import numpy as np
 
+    if path.exists() and not path.is_file():  # reading a named pipe would wait for ever
+        raise CriError(f"scores: {path} is not a file")
     try:
         found = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -229,9 +229,9 @@ def benchmark(
     Returns:
         One row a method, best first, below the ceiling that noise between seeds sets:
 
-        - `lds`: against the mean over the seeds of a half, or the one there is; with `_low` and `_high`, as all;
+        - `lds`: against the mean over the seeds of each half (or its only seed); `_low` and `_high` are its interval;
         - `gain`: LDS minus that of the best model-free method (chosen after the fact, which favours it);
-        - `partial`: LDS with that method held fixed: what the scores know besides;
+        - `partial`: LDS with that method held fixed: what the scores predict beyond it;
         - `source`: `now`, or `recorded`: read from the table of the study `attribution_quality`, which has no interval
           for the gain over this method.
 

@@ -52,8 +52,8 @@ class RetrainingBank(WorkOptions):
     removal_sizes: tuple[int, ...] = (60, 200)
     """Cases removed; fewer where fewer share a step with the test case."""
     near_sizes: tuple[int, ...] = (20, 60, 200, 600, 2000)
-    """Numbers of the nearest cases that are removed, to find the size that matters; those below half of the training
-    cases."""
+    """How many of the nearest cases are removed, to find the smallest number with an effect; numbers from half of the
+    training cases on are skipped."""
     removed: tuple[str, ...] = REMOVALS
     """Groups that are removed, besides random cases."""
     n_random_removals: int = 6
@@ -212,4 +212,4 @@ PRESETS = {
         name="test",
     ),
 }  # fmt: skip
-"""`cpu` and those whose names begin so, `cpu-paper` apart, fill one folder; so does `gpu` with its own."""
+"""`cpu` and the presets named `cpu-...` (except `cpu-paper`) share one folder; `gpu` and `gpu-...` share another."""

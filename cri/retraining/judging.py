@@ -24,7 +24,7 @@ FIXED, NEW, MEAN = "fixed seed", "new seed", "mean over seeds"
 
 def questions(base: Retrainings, split: str) -> tuple[np.ndarray, dict[str, Question]]:
     """Which of the recorded queries the split's models do not train on, and the question about them for each target:
-    `prediction` is what the *first* base model answers, and what the models of other seeds are asked about too."""
+    `prediction` is the answer that the *first* base model predicts; models of other seeds are scored on it, too."""
     materials = prepare(base.config)
     first = int(np.flatnonzero(base.table["split"] == split)[0])
     train = base.train[first]

@@ -1,8 +1,8 @@
 """What `retraining_bank` trains: each plan is a list of replicas with notes that say what was removed.
 
-A family is a task, format and tokenizer; `base` trains its models on everything but the test cases, all other plans
-train without some of those cases again, or hold out other ones. A model with fewer training cases than a base model has
-batches smaller by as much: in as many steps it sees each case as often.
+A family is a task, format and tokenizer. Its plan `base` trains on all cases but the test cases; all other plans train
+again without some of these training cases, or hold out other cases. A model with fewer training cases than a base
+model has proportionally smaller batches, so in the same number of steps it sees each case equally often.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ def retrained(
 ) -> Replica:
     """The base model of `split` without some of its cases, each of the others seen as often as before.
 
-    With batches of the old size, half the cases would each be seen twice as often: models that differ from one seed to
-    the next, and from the base model, in more than what was removed.
+    With the base model's batch size, half of the cases would each be seen twice as often, and models would differ
+    between seeds, and from the base model, by more than the removed cases.
     """
     train = without(family.base[split], removed)
     batch_size = as_often(family.config, family.base[split], train)
@@ -190,8 +190,8 @@ def removals(family: Family, options: RetrainingBank, split: str, record: Retrai
 
 
 def near_sizes(family: Family, options: RetrainingBank) -> Iterator[Replica]:
-    """Ever more of the nearest cases removed for test cases of each region, and as many random ones: from which size on
-    can an effect be measured?"""
+    """Increasing numbers of the nearest cases, or as many random ones, removed for test cases of each region: to find
+    the smallest number whose effect can be measured."""
     train_ids = np.flatnonzero(family.base["square"])
     tests = [(r, t) for r in REGIONS for t in region_cases(family, options, r).tolist()]
     sizes = [size for size in options.near_sizes if size < len(train_ids) // 2]
@@ -234,9 +234,9 @@ def leave_outs_mirror(family: Family, options: RetrainingBank) -> Iterator[Repli
 def at_place(
     family: Family, options: RetrainingBank, record: Retrainings, *, kind: str, place: int, seed: int
 ) -> Iterator[Replica]:
-    """One seed of two designs of one size at a place: `image`, a square off the diagonal with its mirror image or with
-    a neighbour instead; `diagonal`, a square on the diagonal or off it. A plan each, as seeds are what a claim rests
-    on: those that are trained can be read."""
+    """One seed of two designs of equal size at one place. `image`: a square off the diagonal with its mirror image, or
+    with a neighbouring square instead; `diagonal`: a square on the diagonal, or off it. Each seed is a plan of its own,
+    because claims are tested over seeds: the seeds trained so far can be analysed."""
     n = (2 * options.half_side + 1) ** 2
     held_out = mirror_designs(family.task, n, place)
     held_out["diagonal"] = diagonal_square(family.task, n, place)

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 
 from cri.config import RunConfig
 from cri.data.token_table import TARGETS, TokenTable
-from cri.ensembles.bank import Bank, load_bank, stacked_scores
+from cri.ensembles.bank import WEIGHTS, Bank, load_bank, stacked_scores
 from cri.ensembles.engine import Replica, decode_stack
 from cri.ensembles.stacked import Layout, StackedForward
 from cri.ensembles.train import Method, train_replicas
@@ -41,7 +41,7 @@ from cri.storage import (
     write_text,
     writing_to,
 )
-from cri.storage.compression import XZ, pack_arrays, read_arrays, stored
+from cri.storage.compression import XZ, pack_arrays, pack_file, read_arrays, stored
 from cri.training.jobs import Backend
 from cri.training.setup import prepare
 
@@ -155,8 +155,8 @@ def retrain(
         config, device, method, jobs, backend, gpus_per_job, progress: as in `train_replicas`.
         replicas: each with a note `explains`.
         queries: case ids to record the outputs of.
-        explained: by that note, the queries with the completions that the model of this name predicted. None for base
-            models, whose own completions are decoded, recorded and taken, and whose weights are kept.
+        explained: for each model named in these notes, the queries with the completions that it predicted. None for
+            base models: their own completions are decoded, recorded and used, and their weights are kept.
 
     Raises `CriError` when the folder holds a record of other retrainings.
     """
@@ -204,7 +204,10 @@ def retrain(
         }
         write_json(folder / "manifest.json", manifest)
         mark_complete(folder, ["config.json", "manifest.json", TABLE, RECORD])
-        if explained is not None:
+        if explained is None:
+            write_bytes(*pack_file(path / WEIGHTS))
+            (path / WEIGHTS).unlink()
+        else:
             shutil.rmtree(path)
     return folder
 

@@ -6,7 +6,7 @@ tidy DataFrames; `estimate` and `paired` turn them into means with bootstrap int
 
 from cri.data.case_groups import BY_ANSWER, GROUPS, Groups, by_answer, labels, make_groups, matched_size
 from cri.statistics.agreement import agreement
-from cri.statistics.enrichment import TopK, enrichment, matched, neighbor_distance, top_k, vote
+from cri.statistics.enrichment import TopK, enrichment, kind_shares, matched, neighbor_distance, top_k, vote
 from cri.statistics.intervals import (
     Interval,
     bootstrap_ratio,
@@ -33,6 +33,7 @@ __all__ = [
     "enrichment",
     "estimate",
     "grid_blocks",
+    "kind_shares",
     "labels",
     "make_groups",
     "matched",

@@ -2,9 +2,9 @@
 
 With x_i(S) = 1 where subset S holds training case i, and y_q(S) the log-odds of query q after training on S, the effect
 of i on q is beta_iq = cov(x_i, y_q) / var(x_i) over the subsets: the mean change of the log-odds for training on i in
-place of an average other case (Ilyas et al. 2022 fit the same by a linear datamodel). One such effect is noise; means
-over many pairs of a kind are not: `kind_effects` for kinds that may overlap, a mean each, `membership_effects` for
-overlapping memberships in one regression, which tells them apart, or says that it cannot.
+place of an average other case (Ilyas et al. 2022 fit the same by a linear datamodel). One such effect is mostly noise;
+a mean over many pairs of a kind is not. `kind_effects` takes one mean for each kind (kinds may overlap);
+`membership_effects` fits overlapping memberships in one regression, which separates them or reports that it cannot.
 
 Subsets and patches of queries are resampled, and training seeds enter by a t interval (`intervals.with_runs`).
 """
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_VIF = 10.0
-"""A membership whose variance is inflated more than so by the others is not told apart from them (the usual rule of
-thumb: nine tenths of it are predicted by the others)."""
+"""Variance inflation factor above which a membership's effect cannot be separated from the others' (the usual rule of
+thumb: at 10, the other memberships predict nine tenths of its variance)."""
 SAME = 0.999
-"""Two memberships whose counts correlate so are one and the same."""
+"""Correlation of their counts above which two memberships are treated as one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,8 +200,8 @@ class Fit:
     sizes: Float[np.ndarray, " kind"]
 
     def interval(self, weights: Mapping[str, float], level: float = LEVEL) -> Interval:
-        """Of a weighted sum of effects: {name: 1} is one effect, {near: 1, step: -1} a difference. Memberships that are
-        one and the same count once; of a difference of two such ones nothing is known (NaN)."""
+        """Interval of a weighted sum of effects: {name: 1} is one effect, {near: 1, step: -1} a difference. Memberships
+        that were joined count once; a difference between two of them cannot be estimated (NaN)."""
         by_index: dict[int, float] = {}
         for name, weight in weights.items():
             k = self.index(name)

@@ -61,8 +61,8 @@ def coverage_table(
     """Coverage of both kinds of interval.
 
     Args:
-        run_sd: standard deviations of run effects; 0: runs differ in nothing but noise. With one run its effect is not
-            drawn: nothing is promised of other seeds.
+        run_sd: standard deviations of run effects; 0 means that runs differ by noise only. With a single run, no run
+            effect is drawn, as its interval makes no claim about other seeds.
         block_sd, noise_sd: of block effects and of the noise of a run's block.
 
     Returns:

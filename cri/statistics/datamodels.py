@@ -23,15 +23,23 @@ from cri.tasks import Task
 Ranks = Float[np.ndarray, "subset query"]
 PerQuery = Float[np.ndarray, "boot query"]
 MIN_BLOCKS = 16
+_EQUAL = 1e-9
+"""Of the largest score: a difference between sums that says nothing."""
 
 
 def subset_sums(
     scores: Num[np.ndarray, "train query"], kept: Bool[np.ndarray, "subset train"]
 ) -> Float[np.ndarray, "subset query"]:
     """What an attribution predicts of each subset: the sum of the scores of its cases (in float64: the differences
-    between subsets are small beside the sums)."""
+    between subsets are small beside the sums).
+
+    Sums that differ by rounding alone are made equal, so that they share a rank: many subsets have as many cases of a
+    group, and the order in which a machine adds would decide among them.
+    """
     centered = np.asarray(scores, dtype=np.float64) - np.mean(scores, axis=0, dtype=np.float64)
-    return kept.astype(np.float64) @ centered
+    unit = _EQUAL * np.abs(centered).max(axis=0, initial=0)
+    unit[unit == 0] = 1
+    return np.round(kept.astype(np.float64) @ centered / unit) * unit
 
 
 def rank(values: Num[np.ndarray, "subset query"]) -> Ranks:

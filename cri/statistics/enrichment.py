@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -108,6 +109,34 @@ def enrichment(scores: Scores, groups: Groups, k: int = 10) -> pd.DataFrame:
         )
 
 
+@checked
+def kind_shares(
+    scores: Scores, kinds: Mapping[str, Bool[np.ndarray, "train test"]], test_ids: Int[np.ndarray, " test"], k: int = 10
+) -> pd.DataFrame:
+    """The share of the top-k neighbours that are of each kind; kinds may overlap, and their shares add up to no 1.
+
+    Returns:
+        One row a kind and test case that has such training cases: `test_id`, `kind`, `share`, `base` (their share of
+        all training cases), `size`.
+    """
+    import pandas as pd
+
+    scores = np.asarray(scores)
+    best = top_k(scores, k)
+    n_train, n_test = scores.shape
+    parts = []
+    for kind, mask in kinds.items():
+        if mask.shape != scores.shape:
+            raise CriError(f"kinds: {kind} has shape {mask.shape}, not [train, test] = {scores.shape}")
+        share = np.bincount(best.columns, best.weights * mask[best.rows, best.columns], minlength=n_test) / k
+        size = mask.sum(axis=0)
+        has = size > 0
+        parts.append(pd.DataFrame({
+            "test_id": test_ids[has], "kind": kind, "share": share[has], "base": size[has] / n_train, "size": size[has]
+        }))  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
+
+
 MIRROR_APART = "near, mirror apart"
 
 
@@ -133,8 +162,8 @@ def matched(scores: Scores, groups: Groups, k: int = 10) -> pd.DataFrame:
 
     A score that looks at outputs only, however graded, has an excess of 0 (for `step` to within 0.001). And
     the *AUC* of the score, trait against no trait, P(higher) + ½ P(equal), over the pairs of the pool that
-    both have the label predicted for t (for `step` distances as above); chance is 0.5. It asks about all such
-    cases, the excess about the best-scored ones, whatever their answer.
+    both have the label predicted for t (for `step` distances as above); chance is 0.5. The AUC uses all such
+    pairs; the excess uses only the best-scored cases, whatever their answer.
 
     Returns:
         One row a test case and contrast: `test_id`, `contrast`, `share`, `expected`, `excess`, `auc` (NaN
@@ -220,7 +249,7 @@ def vote(scores: Scores, groups: Groups, true_labels: Shaped[np.ndarray, " test"
     names, codes = np.unique(groups.train_labels, return_inverse=True)
     n_test = scores.shape[1]
     cells, inverse = np.unique(best.columns * len(names) + codes[best.rows], return_inverse=True)
-    # rounded, or sums of thirds would decide which labels share the lead
+    # rounded: otherwise the rounding errors of sums of thirds would break ties between labels
     votes = np.round(np.bincount(inverse, best.weights), 9)
     test, label = np.divmod(cells, len(names))
     lead = np.zeros(n_test)

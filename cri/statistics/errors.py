@@ -1,4 +1,4 @@
-"""How wrong answers are wrong: a graded miss, as of interpolation, or a wrong digit, as of a step."""
+"""The errors of wrong answers: near misses, as interpolation makes, or single wrong digits, as a wrong step makes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def error_shares(difference: Float[np.ndarray, " case"]) -> dict[str, float | in
 
 def paired_t(differences: Sequence[float], level: float = 0.95) -> dict[str, float | int]:
     """Mean of paired differences over runs with Student's t interval and two-sided p-value: `mean`, `low`, `high`,
-    `p`, `n` (NaN but for the mean where there is one run)."""
+    `p`, `n`. With one run, or equal differences in all runs, `low`, `high` and `p` are NaN."""
     from scipy.stats import t
 
     values = np.asarray(differences, dtype=np.float64)

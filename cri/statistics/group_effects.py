@@ -47,7 +47,8 @@ def effects_by_query(
         names: of the groups, `rest` among them.
 
     Returns:
-        By group, `rest` left out, in units of the output. Queries for which a group has no case have 0 for it.
+        By group, `rest` left out, in units of the output. NaN for queries that have no case of a group, or as many in
+        every subset: nothing was varied there, so that nothing is known of its effect.
     """
     n_subsets, n_queries = outputs.shape
     groups = [name for name in names if name != REST]
@@ -55,7 +56,7 @@ def effects_by_query(
         raise CriError(f"kept, codes, outputs: shapes {kept.shape}, {codes.shape}, {outputs.shape} do not fit together")
     weights = draws.subsets / draws.subsets.sum(axis=1, keepdims=True)
     counts = np.stack([kept.astype(np.float32) @ (codes == names.index(g)).astype(np.float32) for g in groups])
-    effects = np.zeros((len(groups), len(weights), n_queries))
+    effects = np.full((len(groups), len(weights), n_queries), np.nan)
     for q in range(n_queries):
         x = counts[:, :, q].T.astype(np.float64)
         present = np.flatnonzero(x.std(axis=0) > 0)
@@ -78,23 +79,42 @@ def group_effects(
     names: Sequence[str] = GROUPS,
     level: float = LEVEL,
 ) -> pd.DataFrame:
-    """Mean effects over queries, with intervals over subsets and queries; every query counts alike.
+    """Mean effects over the queries that have the group, with intervals over subsets and queries; each counts alike.
 
     Args:
         effects: from `effects_by_query`, which had the same `codes`, `draws`, `per` and `names`.
 
     Returns:
         One row a group: `group`, `effect`, `low`, `high`, `per`, `size` (mean number of training cases in the group),
-        `n_queries`, `n_subsets`.
+        `n_queries` (those that have the group; 0 with an effect of NaN where none has), `n_subsets`.
     """
     import pandas as pd
 
     rows = []
     for name, values in effects.items():
-        estimate, low, high = draws.interval(values, level)
-        size = float((codes == names.index(name)).sum(axis=0).mean())
-        rows.append({"group": name, "effect": estimate, "low": low, "high": high, "per": per, "size": size})
-    return pd.DataFrame(rows).assign(n_queries=codes.shape[1], n_subsets=draws.subsets.shape[1])
+        estimate, low, high = _interval(_means(values, draws), level)
+        has = np.isfinite(values[0])
+        size = float((codes == names.index(name)).sum(axis=0)[has].mean()) if has.any() else 0.0
+        row = {"group": name, "effect": estimate, "low": low, "high": high, "per": per, "size": size}
+        rows.append({**row, "n_queries": int(has.sum())})
+    return pd.DataFrame(rows).assign(n_subsets=draws.subsets.shape[1])
+
+
+def _means(values: Float[np.ndarray, "boot query"], draws: Resamples) -> Float[np.ndarray, " boot"]:
+    """Means over the queries that have a group, as often as each sample drew them; NaN for samples that drew none."""
+    has = np.isfinite(values)
+    weights = draws.queries * has
+    total = weights.sum(axis=1)
+    sums = (np.where(has, values, 0.0) * weights).sum(axis=1)
+    return np.divide(sums, total, out=np.full(len(sums), np.nan), where=total > 0)
+
+
+def _interval(means: Float[np.ndarray, " boot"], level: float) -> tuple[float, float, float]:
+    """The sample's own mean and the percentiles of the others; NaN where no query has the group."""
+    if np.isnan(means[0]):
+        return np.nan, np.nan, np.nan
+    low, high = np.nanquantile(means[1:], [(1 - level) / 2, (1 + level) / 2])
+    return float(means[0]), float(low), float(high)
 
 
 def dose_index(
@@ -111,14 +131,12 @@ def dose_index(
         near, step: the groups to compare.
 
     Returns:
-        `cri`, `near`, `step`, each with `_low` and `_high`, and `reading`, as `removal_index.index_table` has them.
+        `cri`, `near`, `step`, `difference`, each with `_low` and `_high`, and `reading`, as `removal_index.index_table`
+        has them.
     """
-    total = draws.queries.sum(axis=1)
-    means = {name: (effects[group] * draws.queries).sum(axis=1) / total for name, group in
-             (("near", near), ("step", step))}  # fmt: skip
-    samples = {"cri": index(means["near"], means["step"]), **means}
+    means = {name: _means(effects[group], draws) for name, group in (("near", near), ("step", step))}
+    samples = {"cri": index(means["near"], means["step"]), **means, "difference": means["near"] - means["step"]}
     row: dict[str, Any] = {}
     for name, values in samples.items():
-        row[name] = float(values[0])
-        row[f"{name}_low"], row[f"{name}_high"] = np.quantile(values[1:], [(1 - level) / 2, (1 + level) / 2])
+        row[name], row[f"{name}_low"], row[f"{name}_high"] = _interval(values, level)
     return {**row, "reading": read(row)}

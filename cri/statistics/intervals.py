@@ -235,8 +235,8 @@ def ring_accuracy(
 
     Returns:
         `ring`, `accuracy`, `low`, `high` (bootstrap over runs, then cells), `wilson_low`, `wilson_high`
-        (all cells of all runs as independent draws: too narrow where a hole moves as a whole from run to
-        run, but not empty where every cell is right), `n`, `n_runs`.
+        (all cells of all runs taken as independent: too narrow where the accuracy of the whole hole varies
+        between runs, but of positive width where every cell is right), `n`, `n_runs`.
     """
     require_columns(cases, ("row", "col", "correct", "run"), "cases")
     row, col, half = square
@@ -269,8 +269,8 @@ def stratified_auc(
 ) -> Interval:
     """AUC over the pairs (positive, negative) of one stratum and run, with a bootstrap interval.
 
-    Strata take a confounder out: with the ring as stratum, neighbour distance is asked to tell right from
-    wrong among cells equally deep in the square. Constant strata give the ordinary AUC.
+    Strata remove a confounder: with the ring as stratum, the AUC says how well neighbour distance separates right
+    from wrong answers among cells equally deep in the square. Constant strata give the ordinary AUC.
     """
     score, positive = np.asarray(score, dtype=np.float64), np.asarray(positive, dtype=bool)
     stratum, run = np.asarray(stratum), np.asarray(run)

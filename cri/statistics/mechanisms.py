@@ -1,7 +1,7 @@
 """Planted mechanisms: how models that answer in a known way would respond to the training cases they are given.
 
-Each maps the training subsets to log-odds of the queries, [subset, query], up to scale: what is read from them by the
-instrument must be what was planted. They are not linear in the cases, as models are not.
+Each maps the training subsets to log-odds of the queries, [subset, query], up to scale; the analysis of these log-odds
+must recover the planted mechanism. Like real models, they are not linear in the training cases.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the best-scored units are, for memberships that overlap: enrichment, matched by output, and one regression.
 
-An output-determining layer puts units with the same result together, whatever the mechanism. So the share of a group
-among the first k is given against its base rate, also among the candidates with the same result alone; and one
-regression of the scores on all memberships tells apart what comes with another membership.
+A layer that determines the output puts units with the same result together, whatever the mechanism. So the share of a
+group among the top k is compared with its base rate, also among candidates with the same result only; and one
+regression of the scores on all memberships separates the effects of memberships that occur together.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def overlapping_enrichment(
     """Share of each membership among the k best-scored training units of every test unit, and its base rate.
 
     Args:
-        candidates: only these are ranked (those with the same result, say); all by default. A test unit with no more
-            than k candidates, or none of the membership (or nothing else) among them, has no row.
+        candidates: only these are ranked (those with the same result, say); all by default. A test unit has no row if
+            it has at most k candidates, or if none or all of its candidates have the membership.
 
     Returns:
         One row a test unit and membership: `test` (column of `scores`), `group`, `share`, `base`, `excess` (share -

@@ -30,7 +30,7 @@ class Score(NamedTuple):
 
 
 def z_score(value: Interval, level: float = LEVEL) -> float:
-    """Estimate in standard errors, these from the half of the interval on the side of 0; 0 where there is none."""
+    """Estimate / standard error, the latter from the half of the interval that faces 0; 0 where that has no width."""
     half = value.estimate - value.low if value.estimate > 0 else value.high - value.estimate
     if not half > 0:
         return 0.0
@@ -56,9 +56,11 @@ def p_values(z: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
 def mechanism_scores(fit: Fit) -> dict[str, Score]:
     """Evidence for each mechanism that the fit's memberships can show.
 
-    `nearby cases` is what a near case adds by its place and answer (`near_sums`); the number line is what sharing an
-    operand adds to a near case; a step counts `anywhere` if it does in the column of units, or in another column than
-    the test case's (the larger score), and in its column if that of the tens does.
+    `nearby cases`: the effect of a near case by its place and answer (`near_sums`). The number line: what sharing an
+    operand adds to the effect of a near case. A step anywhere: the effect of a shared units step, or of a step in
+    another column than the test case's, whichever scores higher. A step in its column: that of a shared tens step.
+    The mirror image: the effect of the image itself or of cases near it, whichever scores higher. Single tokens: the
+    effect of a case that differs in one token.
     """
     present = fit.parts
     wanted: dict[str, list[dict[str, float]]] = {

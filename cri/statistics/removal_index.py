@@ -8,9 +8,9 @@ positive where the prediction rests on G more than on any cases; then
 
     CRI = (delta_near - delta_step) / (|delta_near| + |delta_step|),
 
-+1 where only nearby cases matter, -1 where only shared steps do. Around 0 it means "both alike" or "neither
-measurably": it is read together with the intervals of the two effects. (A group may hold fewer cases than the nominal
-size, where fewer share a step; the random removal that near and step are both compared with does not.)
++1 where only nearby cases matter, -1 where only shared steps do. A CRI around 0 means equal effects or no measurable
+effect, so it is reported with the intervals of both effects. (A group may hold fewer cases than the nominal size, where
+fewer cases share a step; the random removal that both groups are compared with always has the nominal size.)
 """
 
 from __future__ import annotations
@@ -92,10 +92,10 @@ def index_table(
         by: columns that make a row of the result (region, size, task ...).
 
     Returns:
-        `by`; `cri`, `near`, `step` (mean effects), each with `_low` and `_high`; `reading`, what the intervals
-        support (see `read`); `p_relabelled`, the share of random swaps of the labels near and step within each test
-        case whose mean |near - step| is at least as large (the |CRI| itself is 1 wherever the signs differ); `n` (test
-        cases), `n_seeds`.
+        `by`; `cri`, `near`, `step` (mean effects), `difference` (near minus step), each with `_low` and `_high`;
+        `reading`, what the intervals support (see `read`); `p_relabelled`, the share of random swaps of the labels near
+        and step within each test case whose mean |near - step| is at least as large (the |CRI| itself is 1 wherever the
+        signs differ); `n` (test cases), `n_seeds`.
     """
     import pandas as pd
 
@@ -107,13 +107,15 @@ def index_table(
         runs = part["seed"].to_numpy()
         cases = np.unique(part["test_id"].to_numpy(), return_inverse=True)[1]
         counts = resample_counts(runs, cases, n_boot, seed)
-        point = {"cri": float(index(near.mean(), step.mean())), "near": near.mean(), "step": step.mean()}
+        mean_near, mean_step = float(near.mean()), float(step.mean())
+        point = {"cri": float(index(mean_near, mean_step)), "near": mean_near, "step": mean_step,
+                 "difference": mean_near - mean_step}  # fmt: skip
         if counts is None:
             ends = dict.fromkeys(point, (np.nan, np.nan))
         else:
             total = counts.sum(axis=1)
             means = {"near": counts @ near / total, "step": counts @ step / total}
-            samples = {"cri": index(means["near"], means["step"]), **means}
+            samples = {"cri": index(means["near"], means["step"]), **means, "difference": means["near"] - means["step"]}
             ends = {name: np.quantile(x, [(1 - level) / 2, (1 + level) / 2]) for name, x in samples.items()}
         row = dict(zip(by, key, strict=True))
         for name, value in point.items():

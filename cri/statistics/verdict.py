@@ -43,10 +43,10 @@ def verdicts(
 
     - The association with c *holds* if the intervals of all three lie above 0.
     - It is *absent* if the interval of the excess, or that of its difference from the untrained model, lies
-      below margin: the trained model then has no such preference of at least `margin`, or
-      had it before training. An association as strong in the random-split model neither holds (it does not
-      come with the held-out square) nor is absent (that model may rest on nearby cases too). Neither
-      holding nor being absent is also what too little evidence looks like.
+      below `margin`: the trained model then has no such preference of at least `margin`, or had it before
+      training. An association that is as strong in the random-split model neither holds (it is not specific
+      to the held-out square) nor is absent (that model may rest on nearby cases too). Too little evidence gives the
+      same result: the association neither holds nor is absent.
 
     Then, with `same_answer` counted as enriched if the interval of its enrichment in the square model
     lies above 1 and that of its paired difference in share from the untrained model above 0:

@@ -1,4 +1,4 @@
-"""Run folders: atomic files and folders, checksums, manifests, completion markers, locking.
+"""Run folders: atomic files and folders, checksums, what all manifests share, completion markers, locking.
 
 A run lies in `runs/<name>-<confighash>/`. Files are written to a temporary name, flushed to disk and
 renamed, so that a process killed at any moment leaves whole files or none. The completion marker is

@@ -87,6 +87,12 @@ def pack_arrays(arrays: dict[str, np.ndarray]) -> bytes:
     return lzma.compress(content, filters=_FLOATS)
 
 
+def pack_file(path: Path) -> tuple[Path, bytes]:
+    """Where the compressed form of a safetensors file goes, and its bytes; readers that go through this module see no
+    difference between the two."""
+    return path.with_name(path.name + XZ), lzma.compress(path.read_bytes(), filters=_FLOATS)
+
+
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a safetensors file, compressed or not."""
     from safetensors.numpy import load

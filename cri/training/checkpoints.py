@@ -75,3 +75,20 @@ def truncate_metrics(path: Path, step: int) -> None:
         except (ValueError, KeyError, TypeError, RecursionError):
             continue  # the line that the kill cut short
     write_text(path, "".join(line + "\n" for line in kept))
+
+
+def trained_part(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The parameters that have a gradient, by name, on CPU."""
+    return {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def read_trained(model: Any, path: Path) -> Any:
+    """`model`, given the trained part that a run's folder holds; raises `CorruptRunError` where it is another one."""
+    tensors, _ = read_checkpoint(path)
+    own = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    for name in sorted(own.keys() | tensors.keys()):
+        if name not in own or name not in tensors or own[name].shape != tensors[name].shape:
+            raise CorruptRunError(f"run: {path} does not fit the model at {name}; remove the folder and train again")
+        own[name].copy_(tensors[name])
+    return model

@@ -22,11 +22,11 @@ def worker_arguments() -> tuple[int, bool]:
 
 
 def end_with_parent(parent: int, by_kernel: bool) -> None:
-    """The first thing that a worker does: see to it that it ends when its parent does, be that killed with SIGKILL.
+    """The first call in a worker: makes it end when its parent ends, even if the parent is killed with SIGKILL.
 
-    On Linux the kernel sees to it, at once. As it minds the thread that started the worker, not the process, that is
-    asked of it for main threads alone; everywhere a thread of the worker looks after its parent as well. Ctrl-C, which
-    a terminal sends to all its processes, is left to the parent.
+    On Linux the kernel ends it at once. The kernel watches the thread that started the worker, not the process, so this
+    is used only if that was the main thread. On all systems, a thread of the worker also checks whether its parent is
+    alive. Ctrl-C, which a terminal sends to all its processes, is left to the parent.
 
     Args:
         parent: process that started this one.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cri.config import RunConfig
 from cri.errors import CriError
 from cri.storage import is_complete, locked, read_json, verify
 
@@ -44,6 +45,13 @@ def look(folder: Path) -> Listed:
         return Listed(folder, "finished", config, {k: float(v) for k, v in accuracy.items()})
     except (CriError, KeyError, TypeError, AttributeError, ValueError):
         return Listed(folder, "damaged", {}, {})
+
+
+def load_config(path: Path) -> RunConfig:
+    """The config of a finished run, without opening its model; raises `CriError` when `path` is no finished run,
+    `CorruptRunError` when a file was altered."""
+    verify(path)
+    return RunConfig.from_dict(read_json(path / "config.json"))
 
 
 def list_runs(out: Path) -> list[Listed]:

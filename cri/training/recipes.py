@@ -24,7 +24,7 @@ _BY_MODEL: dict[str, dict[str, Any]] = {
     "gpt2-shape": {"lr": 3e-4, "precision": "bf16"},
     "gpt2-medium-shape": {"lr": 2e-4, "precision": "bf16"},
 }
-"""What the large shapes need instead: smaller steps, and a GPU."""
+"""Settings of the large shapes that replace these: a lower learning rate, and bf16 (on a GPU)."""
 _PRETRAINED: dict[str, Any] = {"lr": 1e-4}
 """The paper's for GPT-2."""
 

@@ -7,11 +7,9 @@ A finished folder holds `config.json`, `split.json`, `model/` (save_pretrained, 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,11 +37,21 @@ from cri.storage import (
 from cri.tasks import REGISTERED, Task
 from cri.tasks.plugins import origin, require_origin
 from cri.training.forecast import stop_if_asked
-from cri.training.jobs import Backend, Outcome, Workers, progress_bar
-from cri.training.setup import BASE_WEIGHTS, Materials, check, prepare, reopen
+from cri.training.jobs import progress_bar
+from cri.training.setup import (
+    TRAINED,
+    Materials,
+    part_to_train,
+    prepare,
+    reopen,
+    require_same,
+    whole,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
+    from torch.nn import Module
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -65,8 +73,8 @@ class Run:
         config: what was asked for.
         task, split, format, tokenizer, tokens: as in training; `tokens` covers the whole grid.
         model: the trained Hugging Face model, on CPU, in eval mode.
-        predictions: the whole grid decoded, or the `decoded` cases of each part, one row a case in id order (see
-            `cri.evaluation.decoding.predictions`).
+        predictions: the whole grid decoded, or of a run of long texts so many cases of each part as its config says,
+            one row a case in id order (see `cri.evaluation.decoding.predictions`). By case: `decoded(case_ids)`.
     """
 
     path: Path
@@ -99,15 +107,46 @@ class Run:
         tokens = self.tokens[cases]
         if target == "reference":
             return tokens
-        texts = self.predictions["completion"].astype(str).to_numpy()[cases].tolist()
+        texts = self.decoded(cases)["completion"].astype(str).tolist()
         return tokens.with_completions(encode_texts(self.tokenizer, texts))
 
-    def untrained(self) -> PreTrainedModel:
-        """The model this run started from (a control); raises `CorruptRunError` where the folder that its config
-        names holds another one by now."""
+    def decoded(self, case_ids: Sequence[int] | Int[np.ndarray, " case"]) -> pd.DataFrame:
+        """Rows of `predictions` for these cases, in their order. A run of long texts has kept a sample of its grid:
+        other cases are decoded now."""
+        import pandas as pd
+
+        from cri.data.case_ids import check_case_ids
+        from cri.evaluation.decoding import max_new_tokens_for, predictions
+
+        cases = check_case_ids(case_ids, self.task.n_cases)
+        known = self.predictions
+        missing = np.setdiff1d(cases, known["id"].to_numpy())
+        if len(missing):
+            more = predictions(
+                self.model, self.tokenizer, self.tokens, self.task, self.format, self.split, missing,
+                max_new_tokens=max_new_tokens_for(self.tokens),
+            )  # fmt: skip
+            known = pd.concat([known, more], ignore_index=True)
+        return known.set_index("id", drop=False).loc[cases]
+
+    def started(self) -> Materials:
+        """What this run started from; raises `CorruptRunError` where the folder that its config names holds another
+        model by now."""
         materials = prepare(self.config)
         require_same(self.path, read_json(self.path / "manifest.json")["identity"], materials.identity)
-        return materials.model
+        return materials
+
+    def untrained(self) -> PreTrainedModel:
+        """The model this run started from (a control); raises as `started` does."""
+        return self.started().model
+
+    def trained_part(self) -> Module | None:
+        """Of a pretrained model that was trained in part: the same model in the form in which it was trained, adapters
+        apart, where nothing but the trained part has gradients. None where all of it was trained."""
+        from cri.training.checkpoints import read_trained
+
+        weights = self.path / "model" / TRAINED
+        return read_trained(part_to_train(self.started()), weights).eval() if weights.exists() else None
 
 
 def train_run(
@@ -128,15 +167,17 @@ def train_run(
         out: folder of runs.
         device: `auto`, `cpu`, `cuda`, ...
         checkpoint_every: steps between checkpoints (does not change the result).
-        evals: how often accuracy on a sample of training and held-out cases is measured on the way.
+        evals: how often accuracy on a sample of training and held-out cases is measured on the way; fewer cases or
+            less often where it would take more than a tenth of the time (see `cri.training.budget`).
         progress: show a progress bar on stderr.
         position: the bar's line, when several runs share a terminal.
 
     Raises `CriError` for bad input, and `CorruptRunError` for a folder that was made with other data or code
     or whose files were altered.
     """
-    if checkpoint_every < 1:
-        raise out_of_range("checkpoint_every", checkpoint_every, "at least 1")
+    for name, value, low in (("checkpoint_every", checkpoint_every, 1), ("evals", evals, 0)):
+        if value < low:
+            raise out_of_range(name, value, f"at least {low}")
     from cri.models.device import resolve_device
     from cri.training.distributed import from_first_process, process_rank
 
@@ -144,7 +185,7 @@ def train_run(
     folder = run_folder(out, config.name, config.to_dict())
     first = process_rank()[0] == 0
     # what cannot be made is refused before anything is written
-    materials, where = prepare(config), resolve_device(device)
+    where, materials = resolve_device(device), prepare(config)  # the quick refusal first
     identity = materials.identity
     # under `accelerate launch` the first process alone holds the lock, reads what is there and writes
     with locked(folder) if first else contextlib.nullcontext():
@@ -160,16 +201,6 @@ def train_run(
     return folder
 
 
-def require_same(folder: Path, found: dict[str, str], expected: dict[str, str]) -> None:
-    """Raises `CorruptRunError` where a finished run's recorded identity is not the `expected` one."""
-    for key, value in expected.items():
-        if key == BASE_WEIGHTS and key not in found:  # made before these were recorded: opened, but not in silence
-            print(f"note: {folder} does not record which weights it started from", file=sys.stderr)
-        elif found.get(key) != value:
-            what = key.replace("_", " ")
-            raise CorruptRunError(f"run: {folder} was made with other {what}; remove the folder and train again")
-
-
 def begin_run(folder: Path, materials: Materials) -> None:
     """Writes what is known before training."""
     split = materials.split
@@ -180,13 +211,24 @@ def begin_run(folder: Path, materials: Materials) -> None:
 
 
 def finish_run(
-    folder: Path, materials: Materials, model: PreTrainedModel, table: pd.DataFrame, facts: dict[str, Any]
+    folder: Path,
+    materials: Materials,
+    model: PreTrainedModel,
+    table: pd.DataFrame,
+    facts: dict[str, Any],
+    trained: Mapping[str, Tensor],
 ) -> None:
-    """Writes model, predictions and manifest, and the completion marker last."""
+    """Writes model, predictions and manifest, and the completion marker last; of a pretrained model that was trained in
+    part, the `trained` part alone."""
     from cri.evaluation.decoding import accuracy_by_part
     from cri.models.loading import describe, save_model
+    from cri.training.checkpoints import write_checkpoint
 
-    save_model(model, materials.tokenizer, folder / "model")
+    if materials.part.kept_alone:
+        (folder / "model").mkdir(exist_ok=True)
+        write_checkpoint(folder / "model" / TRAINED, trained, {})
+    else:
+        save_model(model, materials.tokenizer, folder / "model")
     write_text(folder / PREDICTIONS, table.to_csv(index=False))
     plugin = origin(type(materials.task))
     manifest = {
@@ -213,16 +255,16 @@ def _sample(split: Split, n: int) -> Int[np.ndarray, " case"]:
 def _train(
     folder: Path, materials: Materials, device: str, checkpoint_every: int, evals: int, progress: bool, position: int
 ) -> None:
-    from cri.evaluation.decoding import accuracy_by_part, predictions
-    from cri.models.loading import LoraConfig, add_lora, merge_lora
-    from cri.training.checkpoints import append_metrics, truncate_metrics
+    from cri.evaluation.decoding import accuracy_by_part, max_new_tokens_for, predictions
+    from cri.training.budget import EvaluationBudget, evaluation_steps
+    from cri.training.checkpoints import append_metrics, trained_part, truncate_metrics
     from cri.training.distributed import from_first_process, process_rank
     from cri.training.trainer import Progress, Trainer
 
     config, split = materials.config, materials.split
     first = process_rank()[0] == 0
-    steps, lora, decoded, name = config.train.steps, config.lora, config.decoded, config.name
-    model: Any = add_lora(materials.model, LoraConfig(), config.seed) if lora else materials.model
+    steps, decoded, name = config.train.steps, config.decoded, config.name
+    model: Any = part_to_train(materials)
     trainer = Trainer(model, materials.tokens, split.train_ids, config.train, device)
     checkpoint, metrics = folder / CHECKPOINT, folder / METRICS
     if from_first_process(checkpoint.exists()):
@@ -231,7 +273,7 @@ def _train(
         begin_run(folder, materials)
         truncate_metrics(metrics, trainer.step)
 
-    sample = _sample(split, 128)
+    budget = EvaluationBudget(max_new_tokens_for(materials.tokens))
     started, first_step = time.perf_counter(), trainer.step
     bar = progress_bar(steps, name, "step", progress and first, initial=trainer.step, position=position)
     shown: dict[str, str] = {}
@@ -242,22 +284,26 @@ def _train(
         bar.set_postfix(shown, refresh=False)
         bar.update(p.step - bar.n)
 
-    # no more than asked for, and none that costs more than the training between two of them
-    eval_every = max(25, -(-steps // max(1, evals)))
-    stops = sorted({*range(checkpoint_every, steps, checkpoint_every), *range(eval_every, steps, eval_every), steps})
-    for stop in stops:
+    def measure(n: int) -> dict[str, float]:
+        table = predictions(
+            model, materials.tokenizer, materials.tokens, materials.task, materials.format, split, _sample(split, n)
+        )
+        accuracy = accuracy_by_part(table)
+        return {"train_acc": accuracy["train"], "test_acc": accuracy["test"]}
+
+    evaluated = evaluation_steps(steps, evals)
+    for stop in sorted({*range(checkpoint_every, steps, checkpoint_every), *evaluated, steps}):
         if stop <= trainer.step:
             continue
+        before, begun = trainer.step, time.perf_counter()
         trainer.run(stop, on_log=on_log if first else None)
         if not first:
             continue
-        if stop % eval_every == 0 and stop < steps:
-            table = predictions(
-                model, materials.tokenizer, materials.tokens, materials.task, materials.format, split, sample
-            )
-            accuracy = accuracy_by_part(table)
-            append_metrics(metrics, {"step": stop, "train_acc": accuracy["train"], "test_acc": accuracy["test"]})
-            shown.update(train=f"{accuracy['train']:.2f}", test=f"{accuracy['test']:.2f}")
+        seconds = time.perf_counter() - begun
+        budget.trained += seconds
+        if stop in evaluated and (found := budget.evaluate(seconds / (stop - before), measure)):
+            append_metrics(metrics, {"step": stop, **found})
+            shown.update(train=f"{found['train_acc']:.2f}", test=f"{found['test_acc']:.2f}")
         if stop % checkpoint_every == 0 or stop == steps:
             trainer.save(checkpoint, materials.identity)
     bar.close()
@@ -266,7 +312,8 @@ def _train(
     if not first:
         return
 
-    model = merge_lora(model) if lora else model
+    trained = trained_part(model) if materials.part.kept_alone else {}
+    model = whole(model, materials.part)
     chosen = None if decoded == 0 else _sample(split, decoded)
     n = materials.task.n_cases if chosen is None else len(chosen)
     with progress_bar(n, "decoding", "case", progress, position=position, leave=False, delay=2) as decoding:
@@ -278,60 +325,11 @@ def _train(
         "padded_share": float(trainer.padded_share),
         "train_seconds": round(train_seconds, 2),
         "steps_timed": steps - first_step,
+        "evaluation_seconds": round(budget.spent, 2),
         "trained_on": device,
     }
-    finish_run(folder, materials, model.to("cpu").eval(), table, facts)
+    finish_run(folder, materials, model.to("cpu"), table, facts, trained)
     checkpoint.unlink(missing_ok=True)
-
-
-def _train_one(item: tuple[int, RunConfig], out: Path, device: str, progress: bool, at_once: int) -> Path:
-    """`train_run` as a job."""
-    number, config = item
-    return train_run(config, out, device=device, progress=progress, position=number % at_once)
-
-
-def train_each(
-    configs: Sequence[RunConfig],
-    out: Path,
-    workers: Workers,
-    progress: bool = True,
-    on_done: Callable[[Any], Any] = lambda item: None,
-) -> list[Outcome[Path]]:
-    """`train_run` for each config as a job of its own; where one fails, its error stands in its place.
-
-    `on_done` is called whenever a run has ended. With `progress`, those on this machine have a bar each.
-    """
-    stop_if_asked(configs, out, workers.device)
-    if workers.here:
-        from cri.models.device import resolve_device
-
-        workers = dataclasses.replace(workers, device=resolve_device(workers.device))
-    else:
-        out, progress = out.resolve(), False
-    at_once = workers.at_once() if progress else 1
-    job = functools.partial(_train_one, out=out, device=workers.device, progress=progress, at_once=at_once)
-    return workers.run(job, list(enumerate(configs)), on_done)
-
-
-def train_runs(
-    configs: Sequence[RunConfig],
-    out: Path = Path("runs"),
-    *,
-    jobs: int = 0,
-    device: str = "auto",
-    backend: Backend = "processes",
-    gpus_per_job: float = 0.0,
-    progress: bool = True,
-) -> list[Path]:
-    """`train_run` for each config: `jobs` at a time, on this machine or on a Ray cluster (see
-    `cri.training.jobs.Workers`); by default one process a core on CPU, in turn on a GPU.
-
-    Results do not depend on that. Raises the first error after the other runs have finished.
-    """
-    for config in configs:  # before hours go into the first, the last is known to be well formed
-        check(config)
-    workers = Workers(backend, jobs, gpus_per_job, device)
-    return [done.get() for done in train_each(configs, out, workers, progress)]
 
 
 def load_predictions(path: Path, altered: bool = False) -> pd.DataFrame:

@@ -2,8 +2,8 @@
 
 `PlainStep` is the training loop of any tutorial: forward, backward, clip, AdamW. `TracedStep` replaces the forward and
 backward pass by a graph of plain operations, which may be compiled, and optimises all parameters as one tensor. Both
-read only what lies on the device, so that either can be recorded as a CUDA graph (`compilation.GraphedStep`). Tests
-hold each fast path to the plain step.
+read only what lies on the device, so that either can be recorded as a CUDA graph (`compilation.GraphedStep`). The step
+of large models on a CPU is in `lean`, with the choice between them. Tests hold each fast path to the plain step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cri.config import TrainConfig
 from cri.data.token_table import TokenTable
-from cri.models.attention import Kind, has_dropout, training_kind, unmasked
+from cri.models.attention import Kind, training_kind, unmasked
 from cri.models.device import autocast, bucket, compiling_pays, give_memory_back, rounding
 from cri.models.positions import positions_of
 from cri.training.batches import batch_order, learning_rates, uniform
@@ -30,7 +30,7 @@ from cri.training.loss import Loss, labels_of, summed_loss
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Way = Literal["plain", "traced", "compiled"]
+Way = Literal["plain", "traced", "compiled", "lean"]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's state of a parameter, as torch names it."""
 
@@ -98,8 +98,8 @@ class PlainStep:
     Attributes:
         parameters: the trained ones by name.
         optimized: what the optimiser holds: the parameters, or one tensor of which they are views.
-        running: the losses of the steps since it was last set to zero, summed; with several processes, this one's
-            share of them.
+        running: sum of the losses of all steps since it was last reset; with several processes, this process's share
+            of that sum.
     """
 
     def __init__(self, model: PreTrainedModel, batches: Batches, config: TrainConfig) -> None:
@@ -158,6 +158,11 @@ class PlainStep:
         keys = (cases + len(self.batches.ids) * self.batches.done)[:, None] * self.positions.n_draws
         places = torch.arange(self.positions.n_draws, device=self.device)
         return self.positions.inputs(ids[:, :-1], uniform(keys + places, self.seed))
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[None]:
+        """Around the steps that are taken one after another, before anyone else uses the model."""
+        yield
 
     @contextlib.contextmanager
     def context(self, kind: Kind) -> Iterator[None]:
@@ -265,17 +270,3 @@ def choose_way(model: PreTrainedModel, batches: Batches, config: TrainConfig) ->
         return "compiled" if compiling_pays(model.config, config, longest, batches.device) else "plain"
     n_widths = len(np.unique(batches.lengths[batches.order].max(axis=1)))
     return "traced" if 100 * n_widths <= config.steps else "plain"
-
-
-def make_step(model: PreTrainedModel, batches: Batches, config: TrainConfig, way: Way | None = None) -> PlainStep:
-    """The step of a run, the quickest where no `way` is asked for.
-
-    Checkpointed layers cannot be traced, traced dropout does not survive compilation everywhere, and what a window of
-    positions leaves out depends on the batch, which a trace could not know: such steps are taken plainly.
-    """
-    if config.gradient_checkpointing or has_dropout(model) or positions_of(model) is not None:
-        way = "plain"
-    way = way or choose_way(model, batches, config)
-    if way == "plain":
-        return PlainStep(model, batches, config)
-    return TracedStep(model, batches, config, compiled=way == "compiled")

@@ -26,7 +26,8 @@ from cri.models.device import matmul_precision
 from cri.training.checkpoints import read_checkpoint, require_identity, write_checkpoint
 from cri.training.compilation import GraphedStep
 from cri.training.distributed import sum_over_processes
-from cri.training.steps import MOMENTS, Batches, Way, make_step
+from cri.training.lean import make_step
+from cri.training.steps import MOMENTS, Batches, Way
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,7 +56,8 @@ class Trainer:
         train_ids: the cases to train on.
         config: the optimisation.
         device: where; under `accelerate launch` the process's own GPU, or CPU.
-        way: how steps are taken (see `cri.training.steps`): `plain`, `traced`, `compiled`; by default the quickest.
+        way: how steps are taken (see `cri.training.steps`): `plain`, `traced`, `compiled`, `lean`; by default the
+            quickest.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class Trainer:
             model.activation_checkpointing_enable()
             self.model.enable_input_require_grads()  # else adapters behind a frozen embedding see no gradient
         self.batches = Batches(tokens, train_ids, config, self.device)
-        self._step = make_step(self.model, self.batches, config, way)
+        self._step = make_step(self.model, self.batches, config, way, checkpointing)
         self.parameters = self._step.parameters
         self._graphed = GraphedStep(self._step, self.device)
         if checkpointing or self._step.world > 1:
@@ -118,7 +120,7 @@ class Trainer:
         not finite, before anything is saved from it."""
         self.model.train()
         start, count = time.perf_counter(), 0
-        with self._own_random_state(), matmul_precision(self.precision):
+        with self._own_random_state(), matmul_precision(self.precision), self._step.session():
             while self.step < min(until, self.steps):
                 self._graphed(self.batches.width(self.step))
                 self.step += 1
