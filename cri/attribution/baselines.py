@@ -1,7 +1,7 @@
-"""Content baselines: scores of training cases for test cases that no model was asked for.
+"""Content baselines: scores of training cases for test cases, computed without any model.
 
-On arithmetic they are strong (two cases with the same answer resemble each other in any model that
-answers), so a model-based method counts for what it adds to the best of these.
+They are strong on arithmetic (two cases with the same answer resemble each other in any model that
+predicts it), so a model-based method is judged by what it adds to the best of these baselines.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def same_answer_by_distance(
     train_labels: Shaped[np.ndarray, " train"],
     test_labels: Shaped[np.ndarray, " test"],
 ) -> Pairs:
-    """`same_answer` divided by the grid distance: the nearer of the cases with the answer count for more. Nothing is
-    tuned in it, and a method that sees the model has to do better. Raises `CriError` where a test case is a training
+    """`same_answer` divided by the grid distance: of the cases with the same answer, nearer ones score higher. Nothing
+    in it is tuned; a method that uses the model has to beat it. Raises `CriError` where a test case is a training
     case."""
     distance = grid_distance(task, train_ids, test_ids)
     if (distance == 0).any():
@@ -57,8 +57,8 @@ def same_answer_with_mirror(
     """`same_answer` by nearness to the test case or to its mirror image m (operands exchanged), which is one step
     away: 1/d + 1/(1 + d_m), or with a decay length exp(-d/length) + exp(-(1 + d_m)/length).
 
-    To a model that has learnt that operands may be exchanged, what lies near b + a is near. Where a case has no image
-    with the same answer the second term is left out. Raises `CriError` where a test case is a training case.
+    For a model that has learnt that operands may be exchanged, cases near b + a are near. Where a case has no mirror
+    image with the same answer, the second term is left out. Raises `CriError` where a test case is a training case.
     """
     distance = grid_distance(task, train_ids, test_ids).astype(np.float32)
     if (distance == 0).any():

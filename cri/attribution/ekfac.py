@@ -7,9 +7,9 @@ included, padding never:
 
     F_block ~ (U_L x U_R) diag(eigenvalues) (U_L x U_R)^T,   eigenvalues = mean_i (U_L^T g_i U_R)^2.
 
-Every block has this treatment. For a vector (norm gains, lone biases) the basis is that of its own Fisher
-block, hence exact; the token side of an untied embedding has a diagonal second moment, hence no basis to
-find; a tied head pools the factors of its two uses. A side longer than `max_factor_dim` (the vocabulary of
+Every block is treated this way. For a vector (norm gains, lone biases) the eigenbasis is that of its own Fisher
+block, so it is exact; the token side of an untied embedding has a diagonal second moment, so it needs no
+eigenbasis; a tied head pools the factors of its two uses. A side longer than `max_factor_dim` (the vocabulary of
 a pretrained model) keeps its own coordinates: corrected eigenvalues are valid in any basis.
 """
 
@@ -93,14 +93,18 @@ class EKFAC:
         return blocks
 
     def dampings(self, damping: float, relative_damping: float) -> list[float]:
-        """The damping of each block: `damping + relative_damping * mean(eigenvalues)`."""
+        """The damping of each block: `damping + relative_damping * mean(eigenvalues)`.
+
+        A block whose Fisher vanishes (no training case has a gradient there, as in the first factor of an adapter that
+        was not trained yet) adds nothing to any score, and any damping will do: 1 where the others are relative.
+        """
         for field, value in (("damping", damping), ("relative_damping", relative_damping)):
             if not 0 <= value < float("inf"):
                 raise out_of_range(field, value, "non-negative and finite")
+        if damping + relative_damping == 0:
+            raise out_of_range("damping", damping, "positive where relative_damping is 0")
         total = [damping + relative_damping * float(basis.eigenvalues.mean()) for basis in self.bases]
-        if min(total) <= 0:
-            raise out_of_range("damping", damping, "positive where a block's Fisher vanishes or relative_damping is 0")
-        return total
+        return [value or 1.0 for value in total]
 
     def save(self, folder: Path | str) -> None:
         """Write `ekfac.safetensors` and `ekfac.json` into `folder`; the latter last, as it completes the pair."""
@@ -250,17 +254,14 @@ def fit_ekfac(
             _add_second_moments(moments, blocks, batch, captured)
         if not all(bool(c.isfinite().all()) for pair in moments for c in pair if c is not None):
             raise CriError(NOT_FINITE)
-        vectors = [[None if c is None else torch.linalg.eigh(c).eigenvectors for c in pair] for pair in moments]
         dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
-        bases = [
-            Eigenbasis(
-                None if left is None else left.to(dtype),
-                None if right is None else right.to(dtype),
-                torch.zeros(block.shape, dtype=torch.float64, device=device),
-            )
-            for block, (left, right) in zip(blocks, vectors, strict=True)
-        ]
-        # labels are drawn afresh: values on the draw that chose the vectors would be too large
+        bases = []
+        for i, block in enumerate(blocks):
+            # second moments are as large as their eigenvectors: of a large model there is no room for all of both
+            pair, moments[i] = moments[i], []
+            left, right = (None if c is None else torch.linalg.eigh(c).eigenvectors.to(dtype) for c in pair)
+            bases.append(Eigenbasis(left, right, torch.zeros(block.shape, dtype=torch.float64, device=device)))
+        # labels are sampled anew: eigenvalues on the sample that determined the eigenvectors would be too large
         for _, captured in fisher_gradients(model, blocks, tokens, loss, labels, generator, batch_size, bar):
             for block, basis in zip(blocks, bases, strict=True):
                 basis.eigenvalues.add_(summed_squares(basis.rotate(parts(block, captured)), block.shape))

@@ -70,8 +70,8 @@ def gradient_scores(
         model: a causal language model called as `model(input_ids=...).logits`.
         train: training cases with the labels they were trained on.
         test: test cases with the completions to be explained.
-        target: which these are, said once more so that none is explained by mistake: the model's own `prediction`, or
-            the `reference` answer (`Run.explained` gives either).
+        target: which completions `test` must have, so that none is explained by mistake: the model's own `prediction`,
+            or the `reference` answer (`Run.explained` gives either).
         output: what is explained about a test case.
         loss: minus the training loss of a case.
         parameters: glob patterns of parameter names; all trainable ones by default.

@@ -68,7 +68,7 @@ def influence(
     # in the eigenbasis the EK-FAC Fisher is diagonal, and factors are cheap to rotate
     rotations = [basis.rotate for basis in bases]
     damped = [(b.eigenvalues + d).flatten() for b, d in zip(bases, dampings, strict=True)]
-    # gradient, solution, residual, preconditioned residual, direction, its image, and one in passing
+    # 7 vectors: gradient, solution, residual, preconditioned residual, direction, its product with F + D, one temporary
     plan = plan_memory(model, blocks, train, test, output, batch_size, max_bytes, False, 7 if cg_steps else 1)
     scores = np.zeros((len(train), len(test)), dtype=np.float64 if plan.itemsize == 8 else np.float32)
     for queries in plan.query_groups(test):

@@ -27,7 +27,7 @@ Kind = Literal["model-free", "similarity", "gradients", "influence"]
 KIND_COLORS: dict[Kind, str] = {
     "model-free": "#AAAAAA", "similarity": "#9DC6E0", "gradients": "#56A0D3", "influence": "#0072B2"
 }  # fmt: skip
-"""In figures of many methods: what the others are to be compared with is pale."""
+"""Colours by kind, for figures of many methods; the baselines are pale."""
 Need = Literal["cases", "activations", "gradients", "Fisher", "training"]
 """What a method is computed from: cases and tokens alone, the model's activations, its gradients, its Fisher matrix,
 or another training."""
@@ -121,8 +121,10 @@ def _answer_kernel(length: float | None) -> Callable[[Question], Scored]:
 
 def _shared_tokens(question: Question) -> Scored:
     from cri.attribution.baselines import shared_tokens
+    from cri.data.tokenization import number_kind
 
-    tokenizer = question.materials.config.tokenizer
+    # not by the config's name: a pretrained model brings its own tokenizer
+    tokenizer = number_kind(question.materials.tokenizer)
     yield NO_MODEL, shared_tokens(question.task, tokenizer, question.train_ids, question.query_ids)
 
 
@@ -169,7 +171,7 @@ _ENTRIES = (
     Method(
         "same_answer_by_distance", "same answer / distance", "model-free", "#DDAA33", "cases", _same_answer_by_distance
     ),
-    # of the two decays the first suits a 30 x 30 grid and the second a 100 x 100 one: each is untuned on the other
+    # the first decay length suits a 30 x 30 grid, the second a 100 x 100 one; neither was tuned on the other grid
     Method(
         "same_answer_mirror", "same answer / distance and mirror", "model-free", "#BBCC33", "cases",
         _answer_kernel(None),
@@ -247,7 +249,7 @@ def attribution_method(
 
 
 def find(name: str) -> Method:
-    """The method of a table's row: a key, a label or a former name, alone or with what sets a variant apart, as in
+    """The method named in a table's row: its key, label or former name, which the name of a variant may follow, as in
     `cosine, layer 1`, `EK-FAC, damping 0.1` and `EK-FAC + 8 CG steps`."""
     plain = re.split(r", | \+ ", name)[0]
     for method in METHODS.values():
@@ -268,8 +270,8 @@ def settings_text(method: Method) -> str:
 
 
 def settings() -> dict[str, dict[str, Any]]:
-    """The numbers of all methods that have some, for the manifests of studies: with other numbers a study's recorded
-    tables are not reused."""
+    """The settings of all methods that have any, for the manifests of studies: where a setting has changed, a study's
+    recorded tables are not reused."""
     return {key: dict(method.settings) for key, method in METHODS.items() if method.settings}
 
 

@@ -39,8 +39,8 @@ def whiten(
 def _prepare(
     train: Float[np.ndarray, "train d"], test: Float[np.ndarray, "test d"], metric: str
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Float32 matrices, of unit rows for the cosines, and what their distances are to be multiplied by; checks shapes,
-    names and numbers once."""
+    """Float32 matrices (rows of length 1 for the cosines) and the factor to multiply their distances by; checks shapes,
+    the metric's name and the values once."""
     if metric not in METRICS:
         raise unknown_name("metric", metric, METRICS)
     train, test = np.asarray(train), np.asarray(test)

@@ -23,8 +23,8 @@ more support for the tokens given."""
 def require_target(test: TokenTable, target: Target) -> None:
     """Raises `CriError` unless the test cases carry the completions that are to be explained.
 
-    Which answer is explained decides which training cases are found: asked about the right answer and about what the
-    model said instead, the ten first of one held-out case need not share any.
+    Which answer is explained decides which training cases are found: for one held-out case, the top ten for the right
+    answer and the top ten for the wrong answer that the model predicts may have no case in common.
     """
     if target not in TARGETS:
         raise unknown_name("target", target, TARGETS)

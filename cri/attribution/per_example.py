@@ -172,7 +172,8 @@ def capture(
     tokens: TokenTable,
     objective: Callable[[Float[Tensor, "case next vocab"]], Float[Tensor, " case"]],
 ) -> Captured:
-    """Inputs and output gradients of every layer in `blocks`, for the sum of `objective` over the batch.
+    """Inputs and output gradients of every layer in `blocks`, for the sum of `objective` over the batch. Where the head
+    is in no block, `objective` sees logits of 0 at tokens that are not targets.
 
     The model sees all tokens but the last column; logits at position t score token t + 1. Padding is on
     the right, where a causal model's real positions never attend to it, so no mask is needed. Examples
@@ -192,9 +193,18 @@ def capture(
         extra["position_ids"] = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
     options = {"use_cache": False} if "use_cache" in accepted else {}
     hooks = [module.register_forward_hook(remember) for module in modules]
+    scored: Tensor | None = None
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # pyright: ignore[reportCallIssue]
+    if isinstance(head, nn.Module) and head not in modules:
+        # 49,152 logits a token, as pretrained models have, cost as much as eight of their layers
+        scored = tokens.target_mask[:, 1:]
+        hooks.append(head.register_forward_pre_hook(lambda _, args: (args[0][scored],)))
     try:
         with evaluating(model), torch.enable_grad():
             logits = model(input_ids=inputs, **extra, **options).logits
+            if scored is not None:
+                everywhere = logits.new_zeros(*scored.shape, logits.shape[-1])
+                logits = everywhere.index_put((scored,), logits)
             total = objective(logits).sum()
             outputs = [output for _, _, output in calls]
             gradients = torch.autograd.grad(total, outputs, allow_unused=True, materialize_grads=True)

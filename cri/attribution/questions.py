@@ -43,6 +43,9 @@ class Question:
         answers: the labels of these completions, "" where there is none.
         model: the explained model; None where only model-free methods are asked.
         seed: of its training, which TracIn repeats.
+        part: the explained model with gradients for what was trained of it alone (`Run.trained_part`); None where all
+            of it was.
+        layers_apart: layers from one site of the residual stream to the next (`residual_sites`).
     """
 
     materials: Materials | Run
@@ -52,6 +55,8 @@ class Question:
     answers: list[str]
     model: PreTrainedModel | None = None
     seed: int | None = None
+    part: torch.nn.Module | None = None
+    layers_apart: int = 1
 
     @property
     def task(self) -> Task:
@@ -77,14 +82,14 @@ class Question:
 
         bridge = to_bridge(self._model(), self.materials.tokenizer)
         cases = np.concatenate([self.train_ids, self.query_ids])
-        found = collect(bridge, self.materials.tokens, residual_sites(bridge), cases)
+        found = collect(bridge, self.materials.tokens, residual_sites(bridge, self.layers_apart), cases)
         return {str(site): vectors for site, vectors in found.items()}
 
     @cached_property
     def gradients(self) -> GradientScores:
         """Inner products and norms of all gradients."""
         return gradient_scores(
-            self._model(), self.train, self.queries, target=self.queries.target, progress=sys.stderr.isatty()
+            self._trained(), self.train, self.queries, target=self.queries.target, progress=sys.stderr.isatty()
         )
 
     @cached_property
@@ -93,7 +98,7 @@ class Question:
         return self.fit()
 
     def fit(self, labels: str = "sampled") -> EKFAC:
-        return fit_ekfac(self._model(), self.train, labels=labels, progress=sys.stderr.isatty())
+        return fit_ekfac(self._trained(), self.train, labels=labels, progress=sys.stderr.isatty())
 
     def influence(
         self, fisher: EKFAC | None = None, damping: float = DAMPING, cg_steps: int = 0, cg_cases: int = 2000
@@ -102,7 +107,7 @@ class Question:
         `cg_steps` > 0."""
         sample = np.random.default_rng(0).permutation(len(self.train_ids))[:cg_cases]
         return influence(
-            self._model(), fisher or self.fisher, self.train, self.queries, target=self.queries.target,
+            self._trained(), fisher or self.fisher, self.train, self.queries, target=self.queries.target,
             relative_damping=damping, cg_steps=cg_steps,
             cg_tokens=self.materials.tokens[np.sort(self.train_ids[sample])] if cg_steps else None,
             progress=sys.stderr.isatty(),
@@ -114,6 +119,10 @@ class Question:
             raise CriError("seed: TracIn trains the model again and needs the seed of its training")
         found = checkpoints(self.materials.config, self.train_ids, self.seed, n_checkpoints)
         return tracin(found, self.train, self.queries, target=self.queries.target, progress=sys.stderr.isatty())
+
+    def _trained(self) -> torch.nn.Module:
+        """The model that gradients are taken of."""
+        return self._model() if self.part is None else self.part
 
     def _model(self) -> PreTrainedModel:
         if self.model is None:

@@ -1,4 +1,4 @@
-"""(case, step) asked about: similarity at the step, gradients and EK-FAC influence with the step's tokens as output.
+"""Attribution of single steps: similarity at a step, gradients and EK-FAC influence with the step's tokens as output.
 
 Which steps of which training cases made this digit likely? A `StepQuestion` answers as a `Question` does, its rows and
 columns being units (`cri.data.step_units`) in place of cases, so that every method of `cri.attribution.methods` that
@@ -38,7 +38,7 @@ class StepQuestion(Question):
 
     Attributes:
         train_units, test_units: rows of `step_places.places(source, "step:all")`.
-        as_reference: whether what the model writes at each test unit, given the reference before it, is the reference.
+        as_reference: whether the model predicts the reference's tokens at each test unit, given the reference prefix.
     """
 
     train_units: Any = None
@@ -91,8 +91,8 @@ class StepQuestion(Question):
 def written_units(
     model: PreTrainedModel, units: TokenTable, batch_size: int = 128
 ) -> tuple[TokenTable, Bool[np.ndarray, " unit"]]:
-    """The units with the tokens that the model finds likeliest in place of the reference's, each given the reference
-    before it; and whether they are the reference's."""
+    """The units with the model's most likely tokens in place of the reference's, each predicted after the reference
+    prefix; and whether these tokens equal the reference's."""
     ids, same = units.ids.clone(), np.zeros(len(units), dtype=bool)
     device = next(model.parameters()).device
     with torch.no_grad():

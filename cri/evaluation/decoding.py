@@ -63,6 +63,7 @@ def decode(
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
     stop_when_wrong: bool = False,
+    given: Int[Tensor, "case forced"] | None = None,
     on_progress: Callable[[int], Any] | None = None,
 ) -> Decoded:
     """Completes every prompt of `tokens`.
@@ -77,6 +78,8 @@ def decode(
         temperature: 0 decodes greedily; above 0 samples, with `generator`.
         stop_when_wrong: drop a sequence at its first token that differs from the reference (for formats
             whose text has one right form); it is reported unfinished, with what it wrote so far.
+        given: tokens that are written whatever the model says, -1 where it is free (prompts of different lengths are
+            decoded together so: cut to the shortest one).
         on_progress: called with the number of cases completed, as they are.
     """
     device = next(model.parameters()).device
@@ -104,7 +107,8 @@ def decode(
         for part in rows.split(size):
             prompt = tokens.ids[part, :prompt_length].to(device)
             ref = None if reference is None else reference[part].to(device)
-            done = _decode_batch(model, prompt, max_new_tokens, tokens.eos, temperature, generator, ref)
+            own = None if given is None else given[part].to(device)
+            done = _decode_batch(model, prompt, max_new_tokens, tokens.eos, temperature, generator, ref, own)
             out[part], lengths[part], finished[part] = (t.cpu() for t in done)
             if on_progress:
                 on_progress(len(part))
@@ -145,6 +149,7 @@ def _decode_batch(
     temperature: float,
     generator: torch.Generator | None,
     reference: Int[Tensor, "case token"] | None,
+    given: Int[Tensor, "case forced"] | None = None,
 ) -> tuple[Int[Tensor, "case token"], Int[Tensor, " case"], Bool[Tensor, " case"]]:
     n, start = prompt.shape
     out = torch.full((n, max_new_tokens), eos, dtype=torch.long, device=prompt.device)
@@ -169,6 +174,8 @@ def _decode_batch(
                 token = torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=generator)[:, 0]
             else:
                 token = logits.argmax(-1)
+            if given is not None and i < given.shape[1]:
+                token = torch.where(given[held, i] >= 0, given[held, i], token)
             token = token.masked_fill(~going, eos)
             out[held, i] = token
             finished[held] |= going & (token == eos)

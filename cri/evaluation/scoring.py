@@ -82,7 +82,7 @@ def value_errors(task: Task, table: pd.DataFrame) -> pd.DataFrame:
     columns = {"difference": given - true}
     for place, name in enumerate(("units", "tens")):
         power = task.digit_base**place
-        # a number without tens has none of them right or wrong: its place counts as 0, as it is read
+        # the tens digit of a number that has only units counts as 0
         columns[name] = (given // power % task.digit_base == true // power % task.digit_base) & ~np.isnan(given)
     return pd.DataFrame(columns, index=table.index)
 
@@ -110,7 +110,7 @@ def accuracy_table(table: pd.DataFrame) -> pd.DataFrame:
 def error_table(table: pd.DataFrame) -> pd.DataFrame:
     """Where completions first deviate: counts by part, status, error kind and step, most frequent first.
 
-    Holds every case that is not right, or right by a deviating trace. Columns: `part, status, error, step, n`.
+    Counts all cases that are not right, and right ones whose trace deviates. Columns: `part, status, error, step, n`.
     """
     keys = ["part", "status", "error", "step"]
     deviating = table.loc[(table["status"] != "right") | (table["first_deviation"] >= 0), keys]

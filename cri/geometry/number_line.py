@@ -78,7 +78,7 @@ def fit_pca(table: Float[np.ndarray, "number d"], rank: int) -> Fit:
 def random_curve(table: Float[np.ndarray, "number d"], periods: Sequence[float], seed: int) -> Fit:
     """A line and helix of the same periods, in random directions, as large as the fit at every frequency.
 
-    It is as smooth as the fit and says nothing of where the model looks: the control of a replacement.
+    It is as smooth as the fit but unrelated to the directions that the model reads: the control of a replacement.
     """
     basis = helix_basis(len(table), periods)
     y = np.asarray(table, dtype=np.float64)

@@ -103,9 +103,9 @@ def ridge_table(
     side: int = 5,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Read-outs of numbers from one site, fitted on the cases `fitted`, asked in each region.
+    """Read-outs of numbers from one site, fitted on the cases `fitted`, evaluated in each region.
 
-    Cases of a region that were fitted on are read by the fold that left their patch out. Returns one row a target and
+    Cases of a region that are in `fitted` are read by a fit that left their patch out. Returns one row a target and
     region: `target, region, r2, rmse, bias, control_r2, n`; rmse and bias are in the target's own unit.
     """
     import pandas as pd

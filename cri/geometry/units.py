@@ -28,13 +28,13 @@ def head_hook(layer: int) -> str:
 
 
 def tuning(acts: Float[np.ndarray, "case neuron"], cases: Int[np.ndarray, "case 2"]) -> pd.DataFrame:
-    """Of every neuron: the share of its variance over `cases` that a, b, a + b, a - b and residues of the sum each
-    explain alone, the least frequent of its firing, and what it is tuned to.
+    """For every neuron: the share of its variance over `cases` that each of a, b, a + b, a - b and residues of the sum
+    explains alone, in how many cases it is active, and what it is tuned to.
 
     One row a neuron: `neuron, a, b, a+b, a-b, mod 2, mod 5, mod 10, active` (share of cases where it is positive),
-    `centre` (mean sum of the cases, weighted by positive activation), `tuned` (the variable that explains most, `a+b`
-    and its residues by the simplest that explains as much within 0.05; `mixed` below `TUNED`; `silent` where it does
-    not vary).
+    `centre` (mean sum of the cases, weighted by positive activation), `tuned` (the simplest variable whose share is
+    within 0.05 of the largest, residues of the sum first and `a+b` last; `mixed` where the largest is below `TUNED`;
+    `silent` where the neuron does not vary).
     """
     import pandas as pd
 

@@ -166,20 +166,22 @@ def nearest_of_equal(board: Board, key: Shaped[np.ndarray, " row"]) -> Int[np.nd
 
 
 def written_tables(
-    source: Run | Materials, bridge: TransformerBridge, columns: Sequence[str], half_side: int
+    source: Run | Materials, bridge: TransformerBridge, columns: Sequence[str], half_side: int, every: int = 1
 ) -> dict[str, pd.DataFrame]:
     """`digits`: by column and region, how often the digit is right where the text before it is right. `digit_reads`:
     logistic read-outs of the digit, of the carry into the column and of the column's own sum, by site.
     `digit_patches`: how often the digit is right with the site's activation taken from the nearest training case
-    outside the square that has the same sum, or (`other`) from one drawn at random."""
+    outside the square that has the same sum, or (`other`) from one drawn at random. Sites are the residual stream after
+    attention and after the MLP of every layer, or of every `every`-th, counted back from the last."""
     import pandas as pd
 
+    layers = sorted(range(int(bridge.cfg.n_layers) - 1, -1, -every))
     tables: dict[str, list[pd.DataFrame]] = {"digits": [], "digit_reads": [], "digit_patches": []}
     for column in columns:
         place = written(source, column)
         board = Board.of(source, place.case_ids, half_side)
         regions = {name: rows for name, rows in board.regions().items() if len(rows)}
-        hooks = [f"blocks.{i}.hook_resid_{w}" for i in range(int(bridge.cfg.n_layers)) for w in ("mid", "post")]
+        hooks = [f"blocks.{i}.hook_resid_{w}" for i in layers for w in ("mid", "post")]
         sites = [Site(hook) for hook in hooks]
         collected = collect(bridge, place.tokens, sites)
         targets = place.targets().numpy()

@@ -23,6 +23,7 @@ from cri.formats import Format, make_format
 from cri.formats.shuffled import trace_owner
 from cri.formats.traces import Edit, TraceLine, check_edit, join
 from cri.interventions.continuations import continuations, encodable
+from cri.interventions.stated_edits import STEP_KINDS, base_of, step_values
 from cri.tasks import Task
 from cri.tasks.steps import Step
 from cri.training.runs import Run
@@ -77,6 +78,8 @@ def element_kind(task: Task, line: TraceLine, name: str) -> Kind | None:
         kinds: dict[str, Kind] = {"x": "operands", "y": "operands", "relation": "decision"}
         kinds |= {"digit": "digit", "carry": "carry", "answer": "answer"}
         return kinds.get(stem)
+    if line.kind == "step":
+        return STEP_KINDS.get(name)  # pyright: ignore[reportReturnType]
     if line.kind not in ("arguments", "reads", "effects", "test"):
         return None
     if stem == "decision" or stem.startswith("truth:"):
@@ -102,6 +105,8 @@ def alternatives(line: TraceLine, name: str, text: str, base: int = 10) -> list[
     operation can give, a decision turned round."""
     if text in _FLIPS:
         return [_FLIPS[text]]
+    if line.kind == "step" and line.step is not None:
+        return [str(v) for v in step_values(name, line.step.op, base) if str(v) != text]
     stem = re.split(r"[\[#:]", name)[-1 if name.startswith("operand:") else 0]
     if stem == "carry":
         if "*" in line.text:
@@ -131,7 +136,15 @@ _CARRIES = {"add": ("0", "1"), "sub": ("0", "-1"), "halve": ("0", "1")}
 
 def check_text(lines: Sequence[TraceLine], edit: Edit, base: int) -> None:
     """Raises `CriError` for a carry that the operation cannot give, or a digit that the base does not have: a rule
-    would run on with it, but no arithmetic is like that."""
+    would go on with it, but no calculation can produce it."""
+    own = lines[edit.line]
+    if own.kind == "step" and own.step is not None:
+        allowed = list(map(str, step_values(edit.element, own.step.op, base)))
+        if edit.text not in allowed:
+            raise out_of_range(
+                "edit.text", edit.text, f"in {allowed[0]}..{allowed[-1]}, as {edit.element} of this step"
+            )
+        return
     if re.split(r"[\[#:]", edit.element)[0] == "carry":
         step = next((line.step for line in [lines[edit.line], *lines[edit.line :]] if line.step is not None), None)
         allowed = _CARRIES.get(step.op if step else "", tuple(str(i) for i in range(base - 1)))
@@ -166,8 +179,8 @@ def sample_edits(
 ) -> list[CaseEdit]:
     """For every case and kind one edit drawn at random, such that the rule's answer changes.
 
-    A case without a fitting element of some kind has no edit of it; one drawn `tries` times without an
-    effect on the rule's answer is left out as well (it could not tell following from returning).
+    A case without an element of some kind gets no edit of that kind. Neither does a case where none of `tries`
+    draws changes the rule's answer (such an edit cannot separate the outcomes `follows` and `returns`).
 
     Args:
         step: edit only what is written after exactly that many rule steps; None edits anywhere.
@@ -178,7 +191,6 @@ def sample_edits(
     check_kinds(kinds)
     if fmt.name == "direct":
         raise CriError("format: direct writes no trace to edit; use scratchpad or rfft")
-    base = task.digit_base
     edits: list[CaseEdit] = []
     last_step = 0
     for case in check_case_ids(list(case_ids), task.n_cases).tolist():
@@ -195,7 +207,7 @@ def sample_edits(
                 if kind in places:
                     places[kind].append((i, name))
         for kind in kinds:
-            edit = _draw(task, rule, (a, b), lines, places[kind], original, base, rng, tries, tokenizer)
+            edit = _draw(task, rule, (a, b), lines, places[kind], original, base_of(task, a), rng, tries, tokenizer)
             if edit is not None:
                 edits.append(CaseEdit(int(case), edit))
     if step is not None and not 0 <= step <= last_step:
@@ -243,7 +255,7 @@ def _next_line(text: str, expected: Sequence[TraceLine], line: int) -> bool:
 
 
 def _outcome(answer: str | None, expected: str | None, unedited: str | None, done: bool) -> str:
-    """What a model's answer after an edit obeys: the rule on the edited trace, or the text as it was."""
+    """Whether a model's answer after an edit follows the rule on the edited trace, or repeats the unedited answer."""
     if answer is not None and answer == expected:
         return "follows"
     if answer is not None and answer == unedited:
@@ -305,7 +317,8 @@ def step_edits(
         run: what the model was trained on.
         edits: see `sample_edits`, or chosen by hand.
         model: another model in its place (an untrained one); by default the run's.
-        completions: the model's own texts by case id, for `own`; by default those of a finished run.
+        completions: the model's own texts by case id, for `own` (None where there is none); by default those of a
+            finished run.
 
     Returns:
         `id, a, b, row, col, train, kind, line, element, step` (rule steps done), `next_step` (the first
@@ -328,12 +341,11 @@ def step_edits(
         for step, n in list(counts.items()):
             counts[_zeroed(step)] += 0 if step == _zeroed(step) else n
     before, after, rows = [], [], []
-    base = task.digit_base
     for item in edits:
         rule, (a, b) = written_trace(task, fmt, item.case)
         lines = rule.trace(task, a, b)
         check_edit(lines, item.edit)
-        check_text(lines, item.edit, base)
+        check_text(lines, item.edit, base_of(task, a))
         expected = rule.trace(task, a, b, item.edit)
         line, name = item.edit.line, item.edit.element
         old = _element_text(lines, line, name)
@@ -351,7 +363,8 @@ def step_edits(
                 "train": bool(run.split.train[item.case]), "kind": element_kind(task, lines[line], name) or "other",
                 "line": line, "element": name, "step": steps_done(lines)[line], "next_step": next_step, "seen": seen,
                 "old": old, "new": item.edit.text,
-                "own": None if completions is None else completions[item.case].startswith(prefix),
+                "own": None if completions is None or item.case not in completions
+                else completions[item.case].startswith(prefix),
                 "expected": _answer(task, rule, expected), "expected_text": join(expected), "lines": expected,
             }
         )  # fmt: skip

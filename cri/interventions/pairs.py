@@ -1,10 +1,10 @@
 """Pairs of cases that differ in one variable of a rule step, and what each account predicts for a swap.
 
 A source case's activations are patched into a base case. The pair's next step differs in exactly one
-variable: the carry, one digit, or whether the calculation goes on. Their answers so far differ too, and
-that tells the accounts apart: the *rule* answers from the base's digits with the source's variable (as
-the format's oracle writes it from the edited trace), a *case* that is retrieved brings the source's own
-text, and no effect leaves the base's.
+variable: the carry, one digit, or whether the calculation goes on. Their answers so far differ too, which
+separates the accounts: the *rule* goes on from the base's digits with the source's variable (as the format's
+oracle writes it from the edited trace), a retrieved *case* brings the source's own text, and a patch
+without effect leaves the base's text.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from cri.training.setup import Materials
 Variable = Literal["carry", "digit", "loop"]
 VARIABLES: tuple[Variable, ...] = ("carry", "digit", "loop")
 """Rule variables that a pair can differ in: the carry into a step, the first operand's digit of a step, and
-whether a calculation without digits left goes on (`loop`; a rule's trace has other tokens, and as many, for
-no such two cases, so not in `rfft`)."""
+whether a calculation without digits left goes on (`loop`; not in `rfft`, where no two such cases have different traces
+of equal length)."""
 
 IGNORE = -1
 
@@ -115,8 +115,8 @@ def make_pairs(
     n: int = 100,
     seed: int = 0,
 ) -> Pairs:
-    """Draws up to `n` pairs, one a base case, all of the token layout (digits aside) and trace line that
-    most base cases share.
+    """Draws up to `n` pairs, at most one for each base case. All have the same token layout (apart from digits) and
+    trace line: those that most base cases share.
 
     In the direct format the variable is that of the scratchpad which the case would have, and the rule's
     prediction is that scratchpad's answer.

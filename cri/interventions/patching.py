@@ -171,14 +171,16 @@ class _Engine:
         self.layers: Any = getattr(body, "h", None) or getattr(body, "layers", ())
         if not len(self.layers) or "blocks.0.hook_resid_mid" not in bridge.hook_dict:
             raise CriError(f"model: {model.config.model_type} blocks cannot be patched; use GPT-2 or Llama ones")
-        if positions_of(model) is not None:  # the layers above a patch are run one by one here, past the hook
-            raise CriError(
-                "positions: patching by layers takes plain positions only; patch such a run with a bridge hook"
-            )
         self.body, self.bridge, self.config, self.sites = body, bridge, model.config, sites
         self.device = next(model.parameters()).device
         ids = pairs.base_ids.to(self.device)
         self.read, self.window = pairs.read, pairs.rule.shape[1]
+        # the layers above a patch are run one by one, past the hook that gives a model its positions
+        scheme = positions_of(model)
+        given = {} if scheme is None else scheme.inputs(ids)
+        plain = torch.arange(ids.shape[1], device=self.device).expand(len(ids), -1)
+        self.where: Tensor = given.get("position_ids", plain)
+        self.allowed: Tensor | None = given.get("attention_mask")
         n_layers = bridge.cfg.n_layers
         self.pre = [f"blocks.{i}.hook_resid_pre" for i in range(n_layers)]
         self.mid = [f"blocks.{i}.hook_resid_mid" for i in range(n_layers)]
@@ -210,8 +212,8 @@ class _Engine:
         return self.bridge.unembed(self.bridge.ln_final(resid))
 
     def _after(self, site: str, value: Float[Tensor, "pair pos d"]) -> tuple[int, Float[Tensor, "pair pos d"]]:
-        """The layer that a patched value is felt from, and the residual stream that enters it with the value at
-        that position; what a layer does between its attention and its end it does position by position."""
+        """The first layer that a patched value affects, and the residual stream that enters this layer with the value
+        at its position; after its attention, a layer computes each position separately."""
         layer, component = int(site.split(".")[1]), site.rpartition("hook_")[2]
         if component == "resid_pre":
             return layer, value
@@ -277,12 +279,17 @@ class _Engine:
             repeats = len(resid) // len(kept.keys)
             pair: Any = [x[:, :, past].repeat(repeats, 1, 1, 1) for x in (kept.keys, kept.values)]
             cache.update(*pair, layer)
-        options: dict[str, Any] = {}
+        length, fed = kept.keys.shape[2], resid.shape[1]
+        queries = [p, *range(length - fed + 1, length)]
+        repeats = len(resid) // len(self.where)
+        options: dict[str, Any] = {"attention_mask": None}
+        if self.allowed is not None:
+            keys = [*(past if isinstance(past, list) else range(past.stop)), *queries]
+            options = {"attention_mask": self.allowed[:, :, queries][..., keys].repeat(repeats, 1, 1, 1)}
         if hasattr(self.body, "rotary_emb"):
-            length, fed = kept.keys.shape[2], resid.shape[1]
-            where = torch.tensor([[p, *range(length - fed + 1, length)]], device=resid.device)
-            options = {"position_ids": where, "position_embeddings": self.body.rotary_emb(resid, where)}
-        out = self.layers[layer](resid, cache=cache, use_cache=True, attention_mask=None, **options)
+            where = self.where[:, queries].repeat(repeats, 1)
+            options |= {"position_ids": where, "position_embeddings": self.body.rotary_emb(resid, where)}
+        out = self.layers[layer](resid, cache=cache, use_cache=True, **options)
         return out[0] if isinstance(out, tuple) else out
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from cri.checks import checked
 from cri.data.case_ids import check_case_ids
 from cri.data.tokenization import encode_texts
-from cri.errors import CriError, unknown_name
+from cri.errors import CriError, out_of_range, unknown_name
 from cri.interventions.pairs import IGNORE, Pairs
 from cri.models.activations import Site, collect
 from cri.tasks import Addition, BaseAddition, Task
@@ -43,9 +43,9 @@ class Probe:
         weight: [d, class], bias: [class]; the class of x is argmax(x weight + bias).
         classes: what the columns stand for.
         basis: orthonormal columns spanning the weight's differences between classes, [d, k].
-        pattern: likewise for the differences between the classes' mean activations. The weight avoids
-            directions in which x varies otherwise, the means do not: a swap should fail along both before
-            a decodable variable is called unused.
+        pattern: likewise for the differences between the classes' mean activations. The weight avoids directions in
+            which x varies for other reasons, the class means do not: a decodable variable is called unused only if
+            swaps along both have no effect.
     """
 
     weight: Float[np.ndarray, "d class"]
@@ -114,8 +114,8 @@ def probe_labels(task: Task, variable: str) -> tuple[Int[np.ndarray, " case"], I
 def control_labels(
     labels: Int[np.ndarray, " case"], keys: Int[np.ndarray, " case"], seed: int = 0
 ) -> Int[np.ndarray, " case"]:
-    """The same labels handed out to the keys at random: as many classes, as often, a function of the same
-    inputs, and no arithmetic (Hewitt & Liang 2019)."""
+    """The same labels assigned to the keys at random: the same classes, equally frequent, and still a function
+    of the same inputs, but without arithmetic (Hewitt & Liang 2019)."""
     unique, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     order = np.random.default_rng(seed).permutation(len(unique))
     return labels[first][order][inverse]
@@ -270,5 +270,9 @@ def ablate(
 
 @checked
 def random_basis(d: int, k: int, seed: int = 0) -> Float[np.ndarray, "d k"]:
-    """Orthonormal columns spanning a random subspace (the control of a probe's)."""
+    """Orthonormal columns spanning a random subspace (the control of a probe's). `k` may be 0, as the classes' means do
+    not differ at all where every case has the same activation. Raises `CriError` for `d` below 1 or `k` below 0."""
+    for name, size, least in (("d", d, 1), ("k", k, 0)):
+        if size < least:
+            raise out_of_range(name, size, f"at least {least}")
     return np.linalg.qr(np.random.default_rng(seed).standard_normal((d, k)))[0]

@@ -85,12 +85,13 @@ def effect_map(
 def follow_bars(table: pd.DataFrame, ax: Axes | None = None, *, by: str = "region", legend: bool = True) -> Axes:
     """Share of edits that the model follows, a pair of bars for each kind of edited element, with intervals.
 
-    The controls are markers before their bar; a dotted line is the largest chance of any bar. Under each pair stand
-    its numbers of edits.
+    On top of each bar stands the share of edits after which the model returns to the answer that it gives unedited,
+    where the table has it; what is missing to 1 breaks off or fits neither. The controls are markers before their bar;
+    a dotted line is the largest chance of any bar. Under each pair stand its numbers of edits.
 
     Args:
         table: `kind`, `model` (trained, shuffled, untrained), `by`, `follows`, `low`, `high`, `chance`, `n`, one row
-            each.
+            each; optionally `returns`.
         by: the column whose two values make a pair, the first one to the left.
     """
     require_columns(table, ("kind", "model", by, "follows", "low", "high", "chance", "n"))
@@ -109,9 +110,16 @@ def follow_bars(table: pd.DataFrame, ax: Axes | None = None, *, by: str = "regio
             place, rows["follows"], width * 0.94, color=PAIR_COLORS[i], edgecolor=PAIR_COLORS[0], linewidth=0.6,
             label=value,
         )  # fmt: skip
+        if "returns" in rows:
+            ax.bar(
+                place, rows["returns"], width * 0.94, bottom=rows["follows"], color="white", edgecolor="0.7",
+                linewidth=0.6, hatch="////", label="returns", zorder=0.5,
+            )  # fmt: skip
         ax.errorbar(place, rows["follows"], yerr=_whiskers(rows), fmt="none", ecolor="0.15", elinewidth=0.9, capsize=2)
+        halo = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
         for at, top, rate in zip(place, rows["high"], rows["follows"], strict=True):
-            ax.text(at, top + 0.015, "" if np.isnan(rate) else f"{rate:.2f}", ha="center", va="bottom", fontsize=6)
+            ax.text(at, top + 0.015, "" if np.isnan(rate) else f"{rate:.2f}", ha="center", va="bottom", fontsize=6,
+                    bbox=halo)  # fmt: skip
         sizes.append(["–" if np.isnan(n) else f"{n:,.0f}" for n in rows["n"]])
         for (model, (marker, color)), beside in zip(CONTROLS.items(), (-0.2 * width, 0.2 * width), strict=True):
             rows = here.reindex([(model, kind) for kind in kinds])
@@ -176,7 +184,7 @@ def agreement_map(
     axis_names: tuple[str, str] = ("a", "b"),
     legend: bool = True,
 ) -> Axes:
-    """Which accounts vote for the rule in each cell: behaviour, edited steps, and removal where it is known.
+    """Which measurements support the rule in each cell: behaviour, edited steps, and removal where it was measured.
 
     Args:
         table: one row a case: `row`, `col`, `correct`, `follow` (both 0 to 1), `cri` (NaN if not measured).
@@ -238,8 +246,8 @@ def rule_edit_bars(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool 
         share = table[name].to_numpy(dtype=float)
         ax.bar(np.arange(len(table)), share, 0.75, bottom=bottom, color=color, label=label)
         bottom += share
-    names = [f"{kind}\nn = {n}" for kind, n in zip(table["kind"].str.replace("_", " "), table["n"], strict=True)]
-    ax.set_xticks(range(len(table)), names, rotation=30, ha="right")
+    names = [f"{kind}\nn = {n}" for kind, n in zip(table["kind"].str.replace("_", "\n"), table["n"], strict=True)]
+    ax.set_xticks(range(len(table)), names)
     ax.set_ylim(0, 1.02)
     ax.set_ylabel("cases")
     if legend:
@@ -247,36 +255,46 @@ def rule_edit_bars(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool 
     return ax
 
 
+PROBE_BARS = {
+    "selectivity": ("probe's selectivity", "#BBBBBB"),
+    "swap_whole": ("whole activation exchanged", "#228833"),
+    "swap_pattern": ("class means' directions exchanged", "#AA3377"),
+    "swap": ("probe's directions exchanged", "#4477AA"),
+    "swap_random": ("random directions exchanged", "#CCBB44"),
+}
+
+
 def probe_bars(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool = True) -> Axes:
-    """Decodable beside used, by site and variable: selectivity, and what swaps of the subspace do.
+    """Decodable beside used, by site and variable: selectivity, and what swaps of the subspace do. A value of 0 has no
+    bar; it is marked by a short line on the axis.
 
     Args:
-        table: one variable's rows: `site`, `selectivity`, `swap`, `swap_pattern`, `swap_random`,
-            `swap_whole`, each with
-            `_low` and `_high`.
+        table: one variable's rows: `site` and the columns of `PROBE_BARS`, each with `_low` and `_high`.
     """
-    names = {
-        "selectivity": "#BBBBBB", "swap_whole": "#228833", "swap": "#4477AA", "swap_pattern": "#AA3377",
-        "swap_random": "#CCBB44",
-    }  # fmt: skip
-    require_columns(table, ("site", *names))
+    require_columns(table, ("site", *PROBE_BARS))
     ax = new_axes(ax)
-    for i, (name, color) in enumerate(names.items()):
+    for i, (name, (label, color)) in enumerate(PROBE_BARS.items()):
         y = table[name].to_numpy(dtype=float)
         low, high = (table[f"{name}_{end}"].to_numpy(dtype=float) for end in ("low", "high"))
         x = np.arange(len(table)) + (i - 2) * 0.17
-        ax.bar(x, y, 0.16, color=color, label=name.replace("_", ", "))
+        ax.bar(x, y, 0.15, color=color, label=label)
+        ax.hlines(np.zeros(len(table)), x - 0.075, x + 0.075, color=color, linewidth=2.2, zorder=3)
         ax.errorbar(x, y, yerr=np.maximum(np.stack([y - low, high - y]), 0), fmt="none", ecolor="0.25", elinewidth=0.8)
     ax.set_xticks(range(len(table)), table["site"].tolist())
-    ax.axhline(0, color="0.5", linewidth=0.8)
-    ax.set_ylim(min(0.0, float(np.nanmin(table["selectivity_low"].to_numpy(dtype=float), initial=0.0))) - 0.02, 1.02)
+    ax.axhline(0, color="0.5", linewidth=0.8, zorder=0)
+    ax.set_ylim(-0.1, 1.02)
     if legend:
         ax.legend(loc="best")
     return ax
 
 
+FEWEST = 10
+"""Of cases whose mean is drawn."""
+
+
 def component_bars(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool = True) -> Axes:
-    """Direct contribution of every component to the right answer's logit, for solved and missed cases.
+    """Direct contribution of every component to the right answer's logit, for solved and missed cases; a mean of fewer
+    than `FEWEST` cases is left out, and the legend says so.
 
     Args:
         table: `component`, `correct` (bool), `logit`, `logit_low`, `logit_high`, `n`.
@@ -287,6 +305,9 @@ def component_bars(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool 
     for i, (correct, color) in enumerate(((True, "#0072B2"), (False, "#D55E00"))):
         rows = table[table["correct"].astype(bool) == correct].set_index("component").reindex(components)
         if rows["n"].isna().all():
+            continue
+        if rows["n"].max() < FEWEST:
+            ax.bar([0], [0], color="none", label=f"{'right' if correct else 'wrong'}: only {rows['n'].max():.0f}")
             continue
         y = rows["logit"].to_numpy(dtype=float)
         spread = np.stack([y - rows["logit_low"].to_numpy(dtype=float), rows["logit_high"].to_numpy(dtype=float) - y])

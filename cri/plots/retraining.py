@@ -24,16 +24,17 @@ RETRAININGS = {
 }
 """Label, colour and marker by what is predicted."""
 LEARNT = 0.9
-"""Training accuracy from which on a failure on held-out cases says something about them."""
+"""Below this training accuracy, errors on held-out cases are no evidence about these cases."""
 DESIGN_NAMES = {"apart": "off diagonal", "mirrored": "+ its image", "one_sided": "+ neighbour"}
 """Of leave-X-out designs that are not drawn by their own name."""
 POOR = f"training accuracy below {LEARNT}"
 READING_COLORS = {
     "nearby cases": GROUP_COLORS["near"],
     "shared steps": GROUP_COLORS["same_step"],
+    "nearby cases and shared steps": "#44AA99",
     "undecided": "#777777",
 }
-"""Of what the intervals of an index and its effects support (`statistics.removal_index.read`)."""
+"""Of what intervals support: `statistics.removal_index.read`, and the verdicts of `case_effects`."""
 CONTROL = "#999999"
 """Of cases removed at random."""
 CEILING = "#D55E00"
@@ -74,50 +75,66 @@ def removal_effects(table: pd.DataFrame, ax: Axes | None = None, *, legend: bool
     return ax
 
 
-def index_strip(
-    means: pd.DataFrame, cases: pd.DataFrame | None = None, ax: Axes | None = None, *, pale: bool = False
-) -> Axes:
-    """The removal index of several models below headers: mean effects' index with its interval, coloured by its
-    reading, single test cases as dots.
+def strip_limit(table: pd.DataFrame) -> float:
+    """Ends of an axis that holds the intervals `difference_low` .. `difference_high` of all rows; at least 1.2, also
+    where no row has a number."""
+    widest = np.abs(table[["difference_low", "difference_high"]].to_numpy(dtype=float))
+    return 1.2 * float(np.nanmax(widest, initial=1.0))
+
+
+def difference_strip(
+    means: pd.DataFrame, cases: pd.DataFrame | None = None, ax: Axes | None = None, *, limit: float = 0.0,
+    pale: bool = False, names: bool = True,
+) -> Axes:  # fmt: skip
+    """Effect of near cases minus that of cases that share a step, for several models below headers: the difference of
+    the mean effects with its interval, coloured by its reading, single test cases as dots. Linear between -1 and 1,
+    logarithmic beyond.
 
     Args:
-        means: one row a model, top to bottom: `group` (its header; rows of a group stand together), `name`, `cri`,
-            `cri_low`, `cri_high`, `reading`. Rows without a number are left empty, so that strips beside one another
-            have the same rows.
-        cases: one row a test case: `group`, `name`, `cri`; models without single cases may be missing.
+        means: one row a model, top to bottom: `group` (its header; rows of a group stand together), `name`,
+            `difference`, `difference_low`, `difference_high`, `reading`. Rows without a number are left empty, so that
+            strips beside one another have the same rows.
+        cases: one row a test case: `group`, `name`, `difference`; models without single cases may be missing.
+        limit: ends of the axis; by default what is drawn.
         pale: draw a control, to stand beside what it controls.
+        names: write headers; a panel beside another one need not.
     """
-    require_columns(means, ("group", "name", "cri", "cri_low", "cri_high", "reading"))
+    ends = ("difference_low", "difference_high")
+    require_columns(means, ("group", "name", "difference", *ends, "reading"))
     ax = new_axes(ax)
+    limit = limit or strip_limit(means)
+    ax.set_xscale("symlog", linthresh=1, linscale=0.8)
     # every header takes a row of its own
     headers = (means["group"] != means["group"].shift()).to_numpy()
     y = np.arange(len(means)) + np.cumsum(headers)
     ax.axvline(0, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
     for row, title in zip(y[headers] - 1, means["group"][headers], strict=True):
         ax.axhspan(row - 0.42, row + 0.42, color=BAND, linewidth=0, zorder=1)
-        if not pale:
-            ax.text(-1.06, row, title, fontsize=7, fontweight="bold", va="center", zorder=2)
+        if names and not pale:
+            ax.text(-0.96 * limit, row, title, fontsize=7, fontweight="bold", va="center", zorder=2)
     if cases is not None:
         at = {(row["group"], row["name"]): i for i, row in zip(y, means.to_dict("records"), strict=True)}
         place = cases[["group", "name"]].apply(tuple, axis=1).map(at).to_numpy(dtype=float)
         spread = ((np.arange(len(cases)) * 0.618) % 1 - 0.5) * 0.5  # evenly, in no order
         ax.scatter(
-            cases["cri"], place + spread, s=8, color="#88AACC", linewidths=0, zorder=1.5, label="dot: one test case"
-        )
+            cases["difference"], place + spread, s=8, color="#88AACC", linewidths=0, zorder=1.5,
+            label="dot: one test case",
+        )  # fmt: skip
     for reading, color in READING_COLORS.items():
         mine = (means["reading"] == reading).to_numpy()
         if mine.any():
             ax.errorbar(
-                means["cri"][mine], y[mine], xerr=_whiskers(means[mine], "cri", "cri_low", "cri_high"), color=color,
+                means["difference"][mine], y[mine], xerr=_whiskers(means[mine], "difference", *ends), color=color,
                 marker="D", markersize=4, linestyle="none", elinewidth=1.4, alpha=0.4 if pale else 1, zorder=3,
                 label=reading,
             )  # fmt: skip
     ax.set_yticks(y, means["name"])
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(y[-1] + 0.6, -0.6)
-    ax.set_xlim(-1.08, 1.08)
-    ends = ("", "") if pale else ("\nshared steps", "\nnearby cases")
-    ax.set_xticks([-1, 0, 1], [f"−1{ends[0]}", "0", f"1{ends[1]}"])
+    ax.set_xlim(-limit, limit)
+    ticks = [t for t in (-100, -10, -1, 0, 1, 10, 100) if abs(t) <= limit]
+    ax.set_xticks(ticks, [f"{t:g}".replace("-", "−") for t in ticks])
+    ax.minorticks_off()
     return ax
 
 

@@ -25,9 +25,10 @@ KINDS = {
 """Label and colour of the groups (`statistics.BY_ANSWER`), top to bottom: what is compared stands together."""
 
 
-def worth_points(table: pd.DataFrame, ax: Axes | None = None, *, names: bool = True) -> Axes:
+def marginal_effects(table: pd.DataFrame, ax: Axes | None = None, *, names: bool = True) -> Axes:
     """Effect of ten more training cases of each kind on the log-odds of the right answer; hollow where the answers
-    differ. The mirror image of a + b is b + a.
+    differ. At the right edge the mean number of such cases, which may be fewer than ten. The mirror image of a + b is
+    b + a.
 
     Args:
         table: one row a group of `statistics.BY_ANSWER` with `effect`, `low`, `high`, `size`; one without cases is left
@@ -44,6 +45,9 @@ def worth_points(table: pd.DataFrame, ax: Axes | None = None, *, names: bool = T
             rows["effect"], np.full(len(rows), y), xerr=ends, color=color, marker="o", markersize=4.5,
             markerfacecolor=face, linestyle="none", elinewidth=1.4,
         )  # fmt: skip
+        for size in rows["size"]:
+            number = f"{size:.0f}" if size >= 10 else f"{size:.1f}"
+            ax.text(1.0, y, number, transform=ax.get_yaxis_transform(), fontsize=6, color="0.45", va="center")
     ax.axvline(0, color="0.5", linewidth=0.8, linestyle=":")
     ax.set_yticks(range(len(KINDS)), [label for label, _ in KINDS.values()] if names else [])
     ax.set_ylim(len(KINDS) - 0.5, -0.5)
