@@ -24,6 +24,7 @@ from cri.training.runs import load_run as _load_run
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from torch.nn import Module
 
     from cri.attribution.questions import Question
     from cri.explore.inline import Inline
@@ -140,7 +141,8 @@ class OpenRun(Run):
         Args:
             case: the explained case.
             method: `EK-FAC` (damped by `cri.attribution.damping.DAMPING`, as in every study), `GradDot`, `GradCos`,
-                `same_answer`, ...; the methods that look at every layer (`cosine`, ...) take the last one here.
+                `same_answer`, ...; the methods that look at every layer (`cosine`, ...) take the last one here. Of a
+                pretrained model that was trained in part, gradients are those of that part (its adapters, say).
             target: whose answer is explained: what the model answers (`predicted`, as in the studies), or the right
                 one (`true`). They differ where the model is wrong.
             k: how many, best first; None lists all.
@@ -164,7 +166,7 @@ class OpenRun(Run):
 
         i = self._id(case)
         lines = self._lines(i)
-        own = str(self.predictions["completion"][i])
+        own = str(self.decoded([i])["completion"].iloc[0])
         return trace_table(lines).assign(written=[own[line.start : line.stop] == line.text for line in lines])
 
     def edit(self, case: CaseLike, element: str, value: str, line: int | None = None) -> pd.Series[Any]:
@@ -173,7 +175,7 @@ class OpenRun(Run):
         Args:
             element: its name, such as `carry` (see `trace`).
             value: the new text.
-            line: of the trace; the first one whose element is not `value` already where none is given.
+            line: number of the trace's line; by default the first line whose element is not `value` already.
 
         Returns:
             The row of `cri.interventions.step_edits`: `expected` (what the rule answers from the edited trace),
@@ -228,7 +230,7 @@ class OpenRun(Run):
             array = np.asarray(values, dtype=float)
             if array.shape != (self.task.n_cases,):
                 raise CriError(f"values: shape {array.shape} is not one number for each of {self.task.n_cases} cases")
-            table, name = self.predictions.assign(value=array), "value"
+            table, name = self.predictions.assign(value=array[self.predictions["id"].to_numpy()]), "value"
         return grid_map(
             table, name, ax, squares=self.split.squares, axis_names=self.task.axis_names, label=name.replace("_", " ")
         )
@@ -260,7 +262,7 @@ class OpenRun(Run):
 
     def _answer(self, case: int, target: str) -> str:
         if target == "predicted":
-            return str(self.predictions["prediction"][case])
+            return str(self.decoded([case])["prediction"].iloc[0])
         return self.task.answers[case]
 
     def _listed(self, case: int, train: np.ndarray, target: str = "predicted") -> pd.DataFrame:
@@ -282,6 +284,10 @@ class OpenRun(Run):
         })  # fmt: skip
 
     @cached_property
+    def _part(self) -> Module | None:
+        return self.trained_part()
+
+    @cached_property
     def _questions(self) -> dict[tuple[int, str], Question]:
         return {}
 
@@ -296,7 +302,7 @@ class OpenRun(Run):
             known = next(iter(self._questions.values()), None)
             question = Question(
                 self, self.split.train_ids, np.array([case]), self.explained([case], kind),
-                [self._answer(case, target)], self.model, self.config.seed,
+                [self._answer(case, target)], self.model, self.config.seed, self._part,
             )  # fmt: skip
             if known is not None and "fisher" in vars(known):  # of the model, whatever is asked
                 vars(question)["fisher"] = known.fisher
@@ -310,7 +316,7 @@ def methods() -> list[str]:
 
 
 @checked
-def load_run(path: Path | str, runs: Path = RUNS, altered: bool = False) -> OpenRun:
+def load_run(path: Path | str, runs: Path | str = RUNS, altered: bool = False) -> OpenRun:
     """Opens a finished run by its folder, or by the beginning of its name below `runs`.
 
     Args:
@@ -319,7 +325,7 @@ def load_run(path: Path | str, runs: Path = RUNS, altered: bool = False) -> Open
     Raises `CriError` when there is no such run or several, `CorruptRunError` when a file was altered or the run was
     made with other data than this code makes.
     """
-    folder = Path(path)
+    folder, runs = Path(path), Path(runs)
     if not folder.exists() and len(folder.parts) == 1 and runs.is_dir():
         found = [p for p in sorted(runs.iterdir()) if p.name.startswith(folder.name) and is_complete(p)]
         if len(found) > 1:

@@ -91,7 +91,7 @@ def sweep(
     import pandas as pd
 
     from cri.storage import read_json, require_replaceable, require_writable, run_folder, write_text
-    from cri.training.runs import train_each
+    from cri.training.several import train_each
 
     require_writable("out", out)
     require_replaceable(out / "sweep.csv", "out")

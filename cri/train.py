@@ -13,7 +13,8 @@ from cri.config import RunConfig
 from cri.errors import CriError
 from cri.opened import OpenRun, load_run
 from cri.storage import read_json
-from cri.training.runs import Run, load_predictions, train_run, train_runs
+from cri.training.runs import Run, load_predictions, train_run
+from cri.training.several import train_runs
 
 __all__ = ["OpenRun", "Run", "TrainCommand", "load_predictions", "load_run", "main", "train_run", "train_runs"]
 
@@ -27,6 +28,8 @@ class TrainCommand:
     """KEY=VALUE ..., for example size=30; the paper's values where not given."""
     split_params: tuple[str, ...] = ()
     """KEY=VALUE ..., for example half_side=5 center=[20,30]."""
+    lora_params: tuple[str, ...] = ()
+    """KEY=VALUE ..., of the adapters: r=16 alpha=32 dropout=0."""
     position_params: tuple[str, ...] = ()
     """KEY=VALUE ..., for example window=16 newest=true; the defaults of `cri.models.positions` where not given."""
     out: Path = Path("runs")
@@ -35,7 +38,7 @@ class TrainCommand:
     """`auto` takes a GPU where there is one."""
     checkpoint_every: int = 500
     evals: int = 10
-    """How often accuracy on a sample is measured on the way."""
+    """How often accuracy on a sample is measured on the way, within a tenth of the run's time; 0 for never."""
 
 
 def with_recipe(argv: Sequence[str]) -> TrainCommand:
@@ -73,6 +76,7 @@ def main() -> None:
         config = command.run.replace(
             task_params=key_values("task_params", command.task_params),
             split_params=key_values("split_params", command.split_params),
+            lora_params=key_values("lora_params", command.lora_params),
             position_params=key_values("position_params", command.position_params),
         )
         folder = train_run(

@@ -41,9 +41,9 @@ def score_cases(
 ) -> Scored:
     """Explains what the model answers (not what is right) in each case."""
     train = run.split.train_ids
-    answers = run.predictions["prediction"].astype(str).to_numpy()[cases].tolist()
+    answers = run.decoded(cases)["prediction"].astype(str).tolist()
     question = Question(
-        run, train, cases, run.explained(cases, "prediction"), answers, run.model, run.config.seed
+        run, train, cases, run.explained(cases, "prediction"), answers, run.model, run.config.seed, run.trained_part()
     )  # fmt: skip
     scores = {name: _last(METHODS[name].score(question)) for name in methods}
     scores[COSINE] = similarity(own[train], own[cases])

@@ -16,6 +16,7 @@ from cri.evaluation.scoring import step_text
 from cri.formats.traces import Edit, TraceLine
 from cri.interventions.continuations import encodable
 from cri.interventions.edits import CaseEdit, alternatives, check_text, element_kind, step_edits, written_trace
+from cri.interventions.stated_edits import base_of
 from cri.models.activations import Site, collect, residual_sites
 from cri.training.runs import Run
 
@@ -104,10 +105,10 @@ def _unit_text(row: Any) -> str:
 
 def every_edit(run: Run, cases: Int[np.ndarray, " case"]) -> list[CaseEdit]:
     """One edit of every element of each case that can hold something else such that the rule's answer changes."""
-    base = run.task.digit_base
     out = []
     for case in cases.tolist():
         rule, (a, b) = written_trace(run.task, run.format, case)
+        base = base_of(run.task, a)
         lines = rule.trace(run.task, a, b)
         right = rule.read_answer(run.task, "".join(line.text for line in lines))
         for i, line in enumerate(lines[:-1]):

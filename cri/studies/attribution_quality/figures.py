@@ -16,7 +16,8 @@ from cri.retraining.config import PRESETS
 from cri.storage import read_json
 from cri.storage.compression import read_table, stored
 
-EVERYWHERE, TARGET = "all", "reference"
+EVERYWHERE, TARGET, HALF = "all", "reference", 0.5
+REGIONS = {"all": "square split", "square": "in the square", "outside": "outside the square"}
 DOMINATED = ("shared_operand",)
 """Left out of the first figure, which shows every other method that looks at no layer, the last layer's cosine, and the
 mean over base models and over the largest ensemble."""
@@ -44,30 +45,38 @@ def _damping(manifest: dict[str, Any]) -> str:
 
 
 def _plans(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """(title, rows) of each recorded plan: halves before smaller removals, the square split before the random one."""
-    found = [part for _, part in table.groupby("subsets", sort=False)]
+    """(title, rows) of each recorded plan and region of its queries: halves before smaller removals, the square split
+    before the random one, the square before the cases outside it."""
+    found = [part for _, part in table.groupby(["subsets", "region"], sort=False)]
+    order = list(REGIONS)
     out = []
-    for part in sorted(found, key=lambda p: (-p["removed"].iloc[0], p["split"].iloc[0] != "square")):
-        removed = part["removed"].iloc[0]
-        what = "random halves" if removed == 0.5 else f"{removed:.0%} removed"
-        n = f"{int(part['n_subsets'].iloc[0])} subsets, {int(part['n_queries'].iloc[0])} test cases"
-        out.append((f"{part['split'].iloc[0]} split, {what}\n{n}", part))
+    for part in sorted(
+        found,
+        key=lambda p: (-p["removed"].iloc[0], p["split"].iloc[0] != "square", order.index(p["region"].iloc[0])),
+    ):
+        removed, split, region = (part[name].iloc[0] for name in ("removed", "split", "region"))
+        what = "halves" if removed == HALF else f"subsets, {removed:.0%} removed"
+        where = REGIONS[region] if split == "square" else "random split"
+        n = f"{int(part['n_queries'].iloc[0])} test cases"
+        out.append((f"{where}\n{n}, {int(part['n_subsets'].iloc[0])} {what}", part))
     return out
 
 
-def _ceiling(ceilings: pd.DataFrame | None, plan: str, retraining: str) -> float | None:
+def _ceiling(ceilings: pd.DataFrame | None, part: pd.DataFrame, retraining: str) -> float | None:
     """None where subsets were trained with one seed: nothing tells their noise."""
     if ceilings is None:
         return None
     what = "ceiling, mean over seeds" if retraining == "mean over seeds" else "ceiling, one seed"
-    found = ceilings.loc[(ceilings["subsets"] == plan) & (ceilings["what"] == what), "estimate"]
+    mine = (ceilings["subsets"] == part["subsets"].iloc[0]) & (ceilings["region"] == part["region"].iloc[0])
+    found = ceilings.loc[mine & (ceilings["what"] == what), "estimate"]
     return float(found.iloc[0]) if len(found) else None
 
 
 def _lds(table: pd.DataFrame, ceilings: pd.DataFrame | None, family: str) -> Any:
-    """The methods that compete, against as many retrainings as there are: one panel a plan."""
-    plans = _plans(table)
-    fig, axes = plots.figure(1, len(plans), (max(7.4 / len(plans), 2.5), 3.1), sharex=True, sharey=True)
+    """The methods that compete, against as many retrainings as there are: one panel a region of the random halves'
+    queries, as there is less to predict in the square than outside."""
+    plans = _plans(table[table["removed"] == HALF])
+    fig, axes = plots.figure(1, len(plans), (max(7.4 / len(plans), 2.5), 3.9), sharex=True, sharey=True)
     for ax, (title, part) in zip(axes[0], plans, strict=True):
         retraining = next(r for r in reversed(RETRAININGS) if r in set(part["retraining"]))
         methods = part["method"].unique().tolist()
@@ -76,7 +85,7 @@ def _lds(table: pd.DataFrame, ceilings: pd.DataFrame | None, family: str) -> Any
         shown = {*plain, cosine, "EK-FAC, mean over seeds", _largest(methods, _MODELS)}
         rows = part[(part["retraining"] == retraining) & part["method"].isin(shown)]
         rows = rows.assign(name=rows["name"].mask(rows["method"] == cosine, "cosine, last layer"))
-        quality_bars(rows, ax, ceiling=_ceiling(ceilings, part["subsets"].iloc[0], retraining))
+        quality_bars(rows, ax, ceiling=_ceiling(ceilings, part, retraining))
         what = "mean over retraining seeds" if retraining == "mean over seeds" else "one retraining each: noise unknown"
         ax.set_title(f"{title}\n{what}", pad=14)
     return _finish(fig, axes, family)
@@ -89,7 +98,7 @@ def _variants(table: pd.DataFrame, ceilings: pd.DataFrame | None, family: str) -
     size = (3.6 if len(plans) < 3 else 3.0, 1.2 + row * table["method"].nunique())
     fig, axes = plots.figure(1, len(plans), size, sharex=True, sharey=True)
     for ax, (title, part) in zip(axes[0], plans, strict=True):
-        lines = [_ceiling(ceilings, part["subsets"].iloc[0], r) for r in ("fixed seed", "mean over seeds")]
+        lines = [_ceiling(ceilings, part, r) for r in ("fixed seed", "mean over seeds")]
         quality_points(part, ax, ceilings=[line for line in lines if line is not None])
         ax.set_title(title, pad=14)
     return _finish(fig, axes, family)
@@ -123,12 +132,13 @@ def draw(tables: Path, figures: Path) -> list[Path]:
     n_base = len(PRESETS[manifest["bank"]].seeds)
     lds = lds.assign(name=[_name(m, n_base) for m in lds["method"]], kind=[find(m).kind for m in lds["method"]])
     ceilings = read_table(tables / "ceiling.csv") if stored(tables / "ceiling.csv").exists() else None
-    everywhere, lines = (
-        t if t is None else t[(t["region"] == EVERYWHERE) & (t["target"] == TARGET)] for t in (lds, ceilings)
-    )
+    lds = lds[lds["target"] == TARGET]
+    lines = None if ceilings is None else ceilings[ceilings["target"] == TARGET]
+    everywhere = lds["region"] == EVERYWHERE
+    by_region = lds[~everywhere | (lds["split"] != "square")]
     prefix = f"attribution_quality_{tables.name}"
     with plots.style():
-        drawn = {"lds": _lds(everywhere, lines, damped), "variants": _variants(everywhere, lines, damped)}
+        drawn = {"lds": _lds(by_region, lines, damped), "variants": _variants(lds[everywhere], lines, damped)}
         if stored(tables / "top_k.csv").exists():
             drawn["top_k"] = _top_k(read_table(tables / "top_k.csv"), n_base, damped)
         return [path for name, fig in drawn.items() for path in plots.save_figure(fig, figures / f"{prefix}_{name}")]

@@ -27,6 +27,11 @@ class CaseEffects(WorkOptions):
     """Simulated experiments for each planted mechanism; 0 leaves the calibration out. It reads no bank."""
     n_coverage: int = 0
     """Simulated experiments for each setting of the intervals' coverage; 0 leaves it out."""
+    verdicts: bool = False
+    """Collect the verdicts that this study and `counterfactual_removal` have recorded, of every bank, in one table; it
+    reads no bank but its configs."""
+    recorded: Path = Path("studies")
+    """Folder of the recorded tables that `verdicts` reads."""
     records: Path = Path("studies") / bank_config.NAME
     """Folder of recorded retrainings; where it has none, those below `out` are read, and made."""
 
@@ -43,5 +48,6 @@ PRESETS = {
     "gpu": CaseEffects(bank="gpu"),
     # simulations alone: what can be read at all, and what intervals hold
     "calibration": CaseEffects(bank="gpu", n_calibration=80, n_coverage=1000),
+    "verdicts": CaseEffects(verdicts=True),
     "test": CaseEffects(bank="test", reach=5, n_boot=100),
 }

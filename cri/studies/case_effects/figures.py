@@ -10,6 +10,7 @@ import pandas as pd
 from cri import plots
 from cri.options import FamilyName
 from cri.plots.offsets import kind_points, offset_map
+from cri.plots.retraining import difference_strip, strip_limit
 from cri.storage.compression import read_table, tables_in
 from cri.tasks import PLANTED
 
@@ -36,6 +37,8 @@ def draw(folder: Path, figures: Path) -> list[Path]:
             drawn["kinds"] = kinds_figure(kinds[mine])
         if "confusion" in tables:
             drawn["confusion"] = confusion_figure(tables["confusion"])
+        if "table" in tables:
+            drawn["differences"] = verdicts_figure(tables["table"])
         name = f"case_effects_{folder.name}"
         return [path for key, fig in drawn.items() for path in plots.save_figure(fig, figures / f"{name}_{key}")]
 
@@ -49,9 +52,12 @@ def _with_families(table: pd.DataFrame) -> pd.DataFrame:
 
 def kernel_figure(kernel: pd.DataFrame) -> Any:
     """One row a family, one column a region."""
+    if kernel["tokenizer"].nunique() == 1:  # what all share need not stand in every title
+        kernel = kernel.assign(family=[f.removesuffix(", number tokens") for f in kernel["family"]])
     families = list(dict.fromkeys(kernel["family"]))
     regions = [r for r in REGIONS if r in set(kernel["region"])]
     fig, axes = plots.figure(len(families), len(regions), (2.3, 2.2), sharex=True, sharey=True)
+    fig.set_layout_engine("compressed")  # panels are squares: nothing is left between them, and no label cut off
     for i, family in enumerate(families):
         for j, region in enumerate(regions):
             ax = axes[i, j]
@@ -133,3 +139,44 @@ def confusion_figure(confusion: pd.DataFrame) -> Any:
         ax.set_yticks(range(len(names)), names)
         ax.set_title(f"{instrument}\nreliability {reliability:g}, n = {int(part['n'].iloc[0])}")
     return fig
+
+
+def verdicts_figure(table: pd.DataFrame) -> Any:
+    """Nearby cases minus the clearest step for the right answer, one row a record and region, one column an instrument,
+    all on one scale and coloured by the verdict; designed removals in the square ask about single cases of its parts,
+    which the table has."""
+    table = table[(table["target"] == "reference") & table["region"].isin(REGIONS)]
+    table = table.assign(reading=table["verdict"])
+    names = [*_FAMILY, "grid", "region"]
+    rows = table[names].drop_duplicates()
+    rows = rows.assign(order=[_place(row) for row in rows.to_dict("records")]).sort_values("order", kind="stable")
+    titles = [
+        f"planted: {PLANTED[row['task']].planted}" if row["task"] in PLANTED else FamilyName.of(row).title
+        for row in rows.to_dict("records")
+    ]
+    grids = [f", {grid} x {grid}" for grid in rows["grid"]]
+    rows = rows.assign(group=[t + g for t, g in zip(titles, grids, strict=True)], name=rows["region"].map(REGIONS))
+    instruments = list(dict.fromkeys(table["instrument"]))
+    height = 1.2 + 0.17 * (len(rows) + rows["group"].nunique())
+    fig, axes = plots.figure(1, len(instruments), (8.6 / len(instruments), height), sharey=True)
+    limit = strip_limit(table)
+    labels: dict[str, Any] = {}
+    for j, (ax, instrument) in enumerate(zip(axes[0], instruments, strict=True)):
+        mine = rows.merge(table[table["instrument"] == instrument], on=names, how="left")
+        difference_strip(mine, None, ax, limit=limit, names=j == 0)
+        ax.set_title(instrument.replace(", ", ",\n"))
+        labels |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    fig.legend(
+        labels.values(), labels.keys(), loc="outside lower center", ncols=len(labels),
+        title="log-odds of the right answer: a nearby case minus the clearest step (removals: groups of equal size), "
+        "95 % interval, coloured by the verdict", title_fontsize=7,
+    )  # fmt: skip
+    return fig
+
+
+_FAMILY = ["task", "format", "tokenizer"]
+
+
+def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Planted tasks first, then the paper's grid, then small grids; regions in their order."""
+    return (row["task"] not in PLANTED, -row["grid"], *FamilyName.of(row).order, list(REGIONS).index(row["region"]))

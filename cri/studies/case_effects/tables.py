@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cri.data.case_relations import grid_distance, mirror_images
-from cri.data.memberships import ANSWER, Memberships, offsets, token_distance
+from cri.data.case_kinds import case_kinds
+from cri.data.memberships import ANSWER, Memberships, offsets
 from cri.errors import CriError
 from cri.statistics.case_effects import Fit, Halves, kind_effects, membership_effects, offset_kernel
 from cri.statistics.intervals import Interval
@@ -33,47 +33,6 @@ from cri.tasks import PLANTED
 CONTROL_BOOT = 300
 SHORT_REACH = 12
 """Of kernels that no figure shows."""
-NEXT, FAR = 3, 6
-"""Up to 3 cells away a case is called next to another, beyond 6 far."""
-
-
-def named_kinds(one: Asked) -> dict[str, np.ndarray]:
-    """The plane of offsets, reduced to kinds with a name. They overlap, and none is held fixed while another is
-    measured; what they have in common is for the regression."""
-    task, train, test = one.task, one.train_ids, one.test_ids
-    away = np.abs(offsets(task, train, test))
-    distance, on_line = away.max(axis=2), away.min(axis=2) == 0
-    answer = one.groups.answer
-    image = mirror_images(task)[test]
-    to_image = np.full(distance.shape, 10_000)
-    exists = image >= 0
-    to_image[:, exists] = grid_distance(task, train, image[exists])
-    tokens = token_distance(task, one.names["tokenizer"], train, test)
-    base = task.digit_base
-    kinds = {
-        "answer line, 1 to 3 away": answer & (distance <= NEXT),
-        "answer line, 4 to 6 away": answer & (distance > NEXT) & (distance <= FAR),
-        "answer line, farther": answer & (distance > FAR) & (to_image > NEXT),
-        "mirror image": to_image == 0,
-        "answer line, 1 to 3 from the mirror image": answer & (distance > FAR) & (to_image > 0) & (to_image <= NEXT),
-        "another answer, 1 to 3 away": ~answer & (distance <= NEXT),
-        "one operand, 1 away": on_line & (distance == 1),
-        f"one operand, {base} away": on_line & (distance == base),
-        f"one operand, {2 * base} or {3 * base} away": on_line & np.isin(distance, (2 * base, 3 * base)),
-        "one operand, other": on_line & (distance > 1) & (distance % base != 0),
-        "one token differs": tokens == 1,
-        "two tokens differ": tokens == 2,
-        **_steps(one.members),
-    }
-    shared = np.logical_or.reduce([answer, on_line, tokens <= 1, *_steps(one.members).values()])
-    kinds["nothing shared, farther than 6"] = ~shared & (distance > FAR)
-    if one.names["tokenizer"] == "number":
-        del kinds["two tokens differ"]
-    return {name: mask for name, mask in kinds.items() if mask.any()}
-
-
-def _steps(members: Memberships) -> dict[str, np.ndarray]:
-    return {name: members[name] for name in members.names if name.startswith("step ")}
 
 
 def answer_held_fixed(one: Asked) -> Memberships:
@@ -129,7 +88,8 @@ def compute(folder: Path, reach: int, n_boot: int) -> dict[str, pd.DataFrame]:
             far = reach if shown else min(reach, SHORT_REACH)
             kernel = offset_kernel(one.halves, offsets(one.task, one.train_ids, one.test_ids), far)
             parts["kernel"].append(kernel.assign(**notes))
-            parts["kinds"].append(kind_effects(one.halves, named_kinds(one), n_boot).assign(**notes))
+            kinds = case_kinds(one.task, one.names["tokenizer"], one.groups)
+            parts["kinds"].append(kind_effects(one.halves, kinds, n_boot).assign(**notes))
             found = {"all cases": one.members, "answer held fixed": answer_held_fixed(one)}
             if notes["target"] != "reference":
                 del found["answer held fixed"]

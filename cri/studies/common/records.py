@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -47,6 +48,7 @@ def code_hash(*names: str) -> str:
     return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@functools.cache  # a second for the whole package, and a process may run several studies
 def _statements(source: str) -> str:
     """Source code without comments, docstrings (of attributes too) and layout."""
     tree = ast.parse(source)

@@ -9,8 +9,8 @@ import pandas as pd
 
 from cri import plots
 from cri.options import FamilyName
-from cri.plots.retraining import index_strip, removal_effects
-from cri.plots.worth import worth_points
+from cri.plots.marginal import marginal_effects
+from cri.plots.retraining import difference_strip, removal_effects, strip_limit
 from cri.storage.compression import read_table, tables_in
 from cri.studies.common.spans import span
 from cri.tasks import PLANTED
@@ -21,6 +21,8 @@ PLACES = {
     "all": "all regions", "square": "in the square", "centre": "centre", "edge": "edge", "outside": "outside",
     "random": "random split",
 }  # fmt: skip
+_ACROSS = 4
+"""Panels in a row."""
 CONTROLS = {"relabelled": "groups relabelled", "untrained": "untrained models"}
 
 
@@ -39,25 +41,25 @@ def _families(table: pd.DataFrame) -> list[tuple[dict[str, str], pd.DataFrame]]:
 
 
 def _effects(groups: pd.DataFrame, target: str) -> Any:
-    """One row of panels a size, one column a family."""
+    """One panel a family and size, each on a scale of its own, in rows of `_ACROSS`."""
     groups = groups[groups["target"] == target]
-    families = _families(groups)
-    sizes = sorted(groups["size"].unique().tolist())
-    widths = [max(part["region"].nunique(), 2.4) for _, part in families]
-    fig, axes = plots.figure(len(sizes), len(families), (2.1, 2.0), width_ratios=widths)
-    for j, (key, part) in enumerate(families):
-        for i, size in enumerate(sizes):
-            ax, rows = axes[i, j], part[part["size"] == size]
-            if len(rows) == 0:
-                ax.set_visible(False)
-                continue
-            removal_effects(rows, ax, legend=False)
-            ax.set_title(_title(key) if i == 0 or not axes[i - 1, j].get_visible() else "")
-            tests, seeds = int(rows["n_tests"].max()), int(rows["n_runs"].max())
-            ax.set_xlabel(f"{rows['n_removed'].mean():.0f} cases removed on average\n{tests} test cases, {seeds} seeds")
-            ax.set_ylabel("drop of log-odds\nbeyond random" if j == 0 else "")
-    handles, names = next(ax.get_legend_handles_labels() for ax in axes.flat if ax.get_visible())
-    fig.legend(handles, names, loc="outside lower center", ncols=4)
+    panels = [
+        (key, part[part["size"] == size])
+        for key, part in _families(groups)
+        for size in sorted(part["size"].unique().tolist())
+    ]
+    n_cols = min(_ACROSS, len(panels))
+    fig, axes = plots.figure(-(-len(panels) // n_cols), n_cols, (2.3, 2.0))
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    for i, (ax, (key, rows)) in enumerate(zip(axes.flat, panels, strict=False)):
+        removal_effects(rows, ax, legend=False)
+        ax.set_title(_title(key))
+        tests, seeds = int(rows["n_tests"].max()), int(rows["n_runs"].max())
+        ax.set_xlabel(f"{rows['n_removed'].mean():.0f} cases removed on average\n{tests} test cases, {seeds} seeds")
+        ax.set_ylabel("" if i % n_cols else "drop of log-odds\nbeyond random")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, names, loc="outside lower center", ncols=4, title="removed (scales differ)", title_fontsize=7)
     return fig
 
 
@@ -81,29 +83,31 @@ def _rows(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _strips(table: pd.DataFrame, cases: pd.DataFrame | None, keys: list[str], title: str) -> Any:
-    """The index of trained models, and the same rows for each control beside it.
+    """Near minus step of trained models, and the same rows for each control beside it, on one scale.
 
     Args:
         table: rows of all models, told apart by `model` and `keys`.
-        cases: as `index_strip` takes them, with `keys` for `group` and `name`.
+        cases: as `difference_strip` takes them, with `keys` for `group` and `name`.
     """
     rows = _rows(table)
+    limit = strip_limit(table)
     controls = [name for name in CONTROLS if name in set(table["model"])]
     height = 1.1 + 0.17 * (len(rows) + rows["group"].nunique())
     widths = [2.4, *[1.0] * len(controls)]
     fig, axes = plots.figure(1, len(widths), (7.4 / len(widths), height), width_ratios=widths)
     labels = rows[[*keys, "group", "name"]]
-    index_strip(rows, None if cases is None else cases.merge(labels, on=keys), axes[0, 0])
+    difference_strip(rows, None if cases is None else cases.merge(labels, on=keys), axes[0, 0], limit=limit)
     axes[0, 0].set_title(title)
     for ax, control in zip(axes[0, 1:], controls, strict=True):
         beside = table[table["model"] == control].drop(columns="n")
-        index_strip(labels.merge(beside, on=keys, how="left"), None, ax, pale=True)
+        difference_strip(labels.merge(beside, on=keys, how="left"), None, ax, limit=limit, pale=True)
         ax.set_yticklabels([])
         ax.set_title(f"control:\n{CONTROLS[control]}")
     handles, names = axes[0, 0].get_legend_handles_labels()
     fig.legend(
         handles, names, loc="outside lower center", ncols=len(names),
-        title="removal index of the mean effects with its 95 % interval, coloured by its reading", title_fontsize=7,
+        title="effect of near cases minus that of shared steps (log-odds), with its 95 % interval, coloured by its "
+        "reading", title_fontsize=7,
     )  # fmt: skip
     return fig
 
@@ -114,6 +118,7 @@ def _index(index: pd.DataFrame, cases: pd.DataFrame) -> Any:
     cases = cases[cases["target"] == "prediction"]
     # every case again in the row of all regions together
     cases = pd.concat([cases, cases.assign(region=EVERYWHERE)], ignore_index=True)
+    cases = cases.assign(difference=cases["near"] - cases["step"])
     title = f"designed removals of up to {span(index['size'])} cases,\n{span(index['n_seeds'])} seeds"
     return _strips(index, cases, [*FAMILY, "size", "region"], title)
 
@@ -125,11 +130,12 @@ def _dose_index(table: pd.DataFrame) -> Any:
     return _strips(table, None, [*FAMILY, "removed", "region"], title)
 
 
-def _worth(doses: pd.DataFrame) -> Any:
-    """The marginal effect of ten more training cases of each kind: one row of panels a family, one column a region."""
+def _marginal(doses: pd.DataFrame) -> Any:
+    """The marginal effect of ten more training cases of each kind: one row of panels a family, one column a region,
+    each on a scale of its own, with the number of such cases beside each point."""
     families = list(dict.fromkeys(doses["family"]))
     regions = [r for r in ("square", "outside", "random") if r in set(doses["region"])]
-    fig, axes = plots.figure(len(families), len(regions), (2.45, 1.8), sharex="row")
+    fig, axes = plots.figure(len(families), len(regions), (2.6, 1.95))
     for i, family in enumerate(families):
         for j, region in enumerate(regions):
             ax = axes[i, j]
@@ -137,15 +143,17 @@ def _worth(doses: pd.DataFrame) -> Any:
             if len(rows) == 0:
                 ax.set_visible(False)
                 continue
-            worth_points(rows, ax, names=j == 0)
+            marginal_effects(rows, ax, names=j == 0)
             first = rows.iloc[0]
             where = {"square": "in the held-out square", "outside": "outside it", "random": "random split"}[region]
             seeds = f"{first['n_seeds']} seed" + ("s" if first["n_seeds"] > 1 else "")
-            title = f"{where} (n = {first['n_queries']})\n{first['n_subsets']} halves, {seeds}"
+            title = f"{where} (n = {rows['n_queries'].max()})\n{first['n_subsets']} halves, {seeds}"
             ax.set_title(title if len(families) == 1 else f"{family if j == 0 else ''}\n{title}")
     if len(families) == 1:
         fig.suptitle(families[0], fontsize=8)
-    fig.supxlabel("change of the right answer's log-odds for ten more training cases of a kind", fontsize=8)
+    said = ("change of the right answer's log-odds for ten more training cases of a kind",
+            "(scales differ); right: mean number of such cases")  # fmt: skip
+    fig.supxlabel((" " if len(regions) > 2 else "\n").join(said), fontsize=8)
     return fig
 
 
@@ -164,17 +172,17 @@ def draw(tables: Path, figures: Path) -> list[Path]:
         if "doses_matched" in t:
             halves = t["doses_matched"][t["doses_matched"]["removed"] == 0.5]
             rows = [row for row in halves.to_dict("records") if row["task"] not in PLANTED]
-            worth = pd.DataFrame(
+            effects = pd.DataFrame(
                 [
                     {**row, "family": FamilyName.of(row).title}
                     for row in sorted(rows, key=lambda row: FamilyName.of(row).order)
                 ]
             )
             # both tokenizers of the direct format together: what one hides from the model the other shows
-            main = (worth["task"] == "addition") & (worth["format"] == "direct")
-            for name, part in (("worth", worth[main]), ("worth_others", worth[~main])):
+            main = (effects["task"] == "addition") & (effects["format"] == "direct")
+            for name, part in (("marginal", effects[main]), ("marginal_others", effects[~main])):
                 if len(part):
-                    drawn[name] = _worth(part)
+                    drawn[name] = _marginal(part)
         # addition beside its calibration, the other tasks apart: one row of panels holds no more
         main = t["groups"]["task"].isin(["addition", *PLANTED])
         for name, part in (("effects", t["groups"][main]), ("effects_tasks", t["groups"][~main])):

@@ -12,6 +12,17 @@ from cri.options import RunOptions
 
 NAME = "length_generalization"
 
+_LOCAL = {"reach": 2, "span": 27}
+
+
+def _local(**changes: Any) -> dict[str, Any]:
+    return {"positions": "structured", "position_params": _LOCAL | changes}
+
+
+def _own(**changes: Any) -> dict[str, Any]:
+    return _local(**{"span": 16, "own": True, "ends": True} | changes)
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "direct": {"format": "direct", "tokenizer": "digit"},
     "scratchpad": {"format": "scratchpad", "tokenizer": "digit"},
@@ -20,24 +31,38 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rfft-none": {"positions": "none"},
     "rfft-random": {"positions": "random"},
     "rfft-structured": {"positions": "structured"},
-    "rfft-newest": {"positions": "structured", "position_params": {"newest": True}},
-    "rfft-no-window": {"positions": "structured", "position_params": {"window": 0}},
-    "rfft-no-bands": {"positions": "structured", "position_params": {"bands": False}},
-    "rfft-no-start": {"positions": "structured", "position_params": {"span": 0}},
-    "rfft-no-index": {"positions": "structured", "position_params": {"index": False, "columns": 64}},
+    "rfft-local": _local(),
+    "rfft-local-16": _local(span=16),
+    "rfft-local-own": _own(),
+    "rfft-own-newest": _own(newest=True),
+    "rfft-own-no-window": _own(window=0),
+    "rfft-own-no-ends": _own(ends=False),
+    "rfft-own-no-own": _own(own=False),
+    "rfft-own-no-reach": _own(reach=0, ends=False),
+    "rfft-own-no-bands": _own(bands=False, own=False),
+    "rfft-own-no-start": _own(span=0),
+    "rfft-own-no-index": _own(index=False, columns=64),
+    "rfft-own-blunt": _own() | {"model": "slim-rope"},
 }
-"""Formats and positions by name; those after `rfft-structured` add the strongest help, or leave one part out."""
-MAIN = "rfft-structured"
+"""Formats and positions by name. `rfft-structured` has bands, indices with a random start and a window of lines;
+`rfft-local` also hides list items more than two columns away (`reach`). `rfft-local-16` starts lists within 16 columns
+only, and `rfft-local-own` hides other variables' lists and all but the ends of lists as well (`own`, `ends`). The
+others differ from the last in one part: the strongest help is added, a part is left out (`reach` with the `ends` that
+need it, `bands` with the `own` that needs them), or the model has fewer rotary frequencies."""
+PARTS = (
+    "rfft-plain", "rfft-none", "rfft-random", *(variant for variant in VARIANTS if "own" in variant), "rfft-local-16",
+)  # fmt: skip
+MAIN = ("rfft-structured", "rfft-local", "rfft-local-16", "rfft-local-own")
 
 
 @dataclass(frozen=True)
 class LengthConfig(RunOptions):
     """Which variants to train on short numbers, and on which lengths to test them."""
 
-    variants: tuple[str, ...] = ("direct", "scratchpad", "rfft-plain", MAIN)
+    variants: tuple[str, ...] = ("direct", "scratchpad", "rfft-plain", "rfft-structured")
     """Some of `VARIANTS`."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of the variant rfft-structured."""
+    """Seeds of the variants rfft-structured and rfft-local, and of those that add to the latter (`MAIN`)."""
     other_seeds: tuple[int, ...] = (0,)
     """Seeds of every other variant."""
     model: str = "slim-rope"
@@ -69,11 +94,11 @@ class LengthConfig(RunOptions):
     def run_configs(self) -> Iterator[tuple[str, RunConfig]]:
         """One (variant, config) a run, in the order of the tables."""
         for variant in self.variants:
-            for seed in self.seeds if variant == MAIN else self.other_seeds:
+            for seed in self.seeds if variant in MAIN else self.other_seeds:
                 yield variant, self._run_config(variant, seed)
 
     def _run_config(self, variant: str, seed: int) -> RunConfig:
-        settings = {"format": "rfft", "tokenizer": "list", **VARIANTS[variant]}
+        settings = {"format": "rfft", "tokenizer": "list", "model": self.model, **VARIANTS[variant]}
         optimisation = TrainConfig(
             steps=self.steps, batch_size=self.batch_size, lr=self.lr, warmup=0.007, weight_decay=0.1, beta2=0.98,
             seed=seed,
@@ -85,7 +110,6 @@ class LengthConfig(RunOptions):
             | ({} if self.train_max == 5 else {"max_digits": self.train_max}),
             split="lengths",
             split_params={"train_max": self.train_max, "test_fraction": 0.02},
-            model=self.model,
             decoded=50,
             train=optimisation,
             **settings,
@@ -96,9 +120,17 @@ _PRETRAINED = ("direct", "scratchpad", "rfft-plain", "rfft-random")
 """Pretrained tokenizers have no token for a variable's name, so structured positions are out of their reach."""
 PRESETS: dict[str, LengthConfig] = {
     "cpu": LengthConfig(),
-    "parts": LengthConfig(variants=tuple(VARIANTS), other_seeds=(0, 1, 2), name="parts"),
+    "local": LengthConfig(
+        variants=("direct", "scratchpad", "rfft-plain", "rfft-local"), model="sharp-rope", steps=5000, name="local"
+    ),
+    "own": LengthConfig(
+        variants=("rfft-plain", "rfft-local-own"), model="sharp-rope", steps=3000, name="own"
+    ),
+    "parts": LengthConfig(
+        variants=PARTS, seeds=(0,), model="sharp-rope", cases=100, decoded=0, steps=1500, name="parts"
+    ),
     "gpu": LengthConfig(
-        variants=tuple(VARIANTS), seeds=(0, 1, 2, 3, 4), other_seeds=(0, 1, 2), test_max=15, steps=40_000,
+        variants=tuple(VARIANTS), seeds=(0, 1, 2, 3, 4), other_seeds=(0, 1, 2), model="sharp-rope", steps=40_000,
         batch_size=32, per_length=30_000, decoded=200, name="gpu",
     ),
     "smollm2": LengthConfig(
@@ -110,7 +142,7 @@ PRESETS: dict[str, LengthConfig] = {
         per_length=30_000, decoded=200, name="gpt2",
     ),
     "test": LengthConfig(
-        variants=("direct", MAIN), seeds=(0,), model="nano-rope", train_max=2, test_max=3, per_length=60, cases=4,
+        variants=("direct", MAIN[0]), seeds=(0,), model="nano-rope", train_max=2, test_max=3, per_length=60, cases=4,
         decoded=2, steps=3, name="test",
     ),
 }  # fmt: skip

@@ -21,7 +21,8 @@ def run(config: LengthConfig) -> Path:
     from cri.studies.common.records import recording
     from cri.studies.length_generalization.figures import draw
     from cri.studies.length_generalization.tables import length_tables, reach_table
-    from cri.training.runs import load_run, train_runs
+    from cri.training.runs import load_run
+    from cri.training.several import train_runs
 
     pairs = list(config.run_configs())
     with recording(config.tables(NAME, config.name), config.figures) as record:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from cri.config import RunConfig
 from cri.errors import out_of_range
@@ -35,6 +36,8 @@ class LsoMapConfig(RunOptions):
     """Training steps; 0 is the recipe's."""
     samples: int = 0
     """Answers sampled at temperature 1 for every case, beside the greedy one; the paper's maps take 10."""
+    use: tuple[Path, ...] = ()
+    """Folders of finished runs to map instead (fine-tuned ones, say); `size` and `half_side` must be theirs."""
     name: str = "cpu"
     """Names the folder of tables and the figures."""
 

@@ -16,6 +16,8 @@ _MODEL_KEYS = [k for k in KEYS if k != "split"]
 _PAGE = 7.4
 """Inches: text of 8 points can be read where a page shows the figure 850 pixels wide."""
 _ACROSS = 4
+LEARNT = 0.9
+"""Accuracy on the training cases below which a map says nothing about the held-out ones, and is marked."""
 
 
 def _task(name: str, manifest: Mapping[str, Any]) -> Task:
@@ -83,18 +85,25 @@ def _maps(
 
 
 def draw_maps(cases: pd.DataFrame, manifest: Mapping[str, Any], figures: Path) -> list[Path]:
-    """Accuracy of every case over seeds, with one key to the colours of all maps."""
+    """Accuracy of every case over seeds, with one key to the colours of all maps; models that did not learn their
+    training cases are marked."""
     import matplotlib
     from matplotlib.colors import to_hex
 
-    fig, maps = _maps(cases, manifest, text=0.45, legend=0.5)
+    learnt = cases[cases["train"]].groupby([*_MODEL_KEYS, "split"], sort=False)["accuracy"].mean()
+    mixed = bool((learnt < LEARNT).any())
+    fig, maps = _maps(cases, manifest, text=0.6 if mixed else 0.45, legend=0.5)
     gaps = False
     for ax, table, options, title in maps:
         plots.accuracy_map(table, ax, value="accuracy", colorbar=False, **options)
-        held_out = table.loc[~table["train"], "accuracy"]
+        held_out, learnt = table.loc[~table["train"], "accuracy"], float(table.loc[table["train"], "accuracy"].mean())
         n = int(table["n_seeds"].max())
         gaps |= len(table) < (table["row"].max() + 1) * (table["col"].max() + 1)
-        ax.set_title(f"{title}, {n} seed{'s' * (n > 1)}\nheld out: {held_out.mean():.2f}, n = {len(held_out):,}")
+        poor = f"\ntrained on: {learnt:.2f}, not learnt" if learnt < LEARNT else "\n" * mixed
+        ax.set_title(
+            f"{title}, {n} seed{'s' * (n > 1)}\nheld out: {held_out.mean():.2f}, n = {len(held_out):,}{poor}",
+            fontsize=7 if mixed else None,
+        )
     n = int(cases["n_seeds"].max())
     # the map's own colours: a share of n seeds takes n + 1 values
     colors = [to_hex(c) for c in matplotlib.colormaps["cividis"].resampled(n + 1)(range(n + 1))]

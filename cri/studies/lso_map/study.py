@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cri.cli import run_command
+from cri.config import RunConfig
 from cri.errors import CriError
 from cri.evaluation.scoring import STATUSES
 from cri.storage.compression import read_table, stored
@@ -32,13 +33,14 @@ def run(config: LsoMapConfig) -> Path:
         step_table,
     )
     from cri.tasks import make_task
-    from cri.training.runs import load_predictions, load_run, train_runs
+    from cri.training.runs import load_predictions, load_run
+    from cri.training.several import train_runs
 
-    configs = list(config.run_configs())
+    configs = used_configs(config) if config.use else list(config.run_configs())
     if not configs:
         raise CriError("tasks, formats, tokenizers, models, splits, seeds: give at least one of each")
     with recording(config.tables(NAME, config.name), config.figures) as record:
-        paths = train_runs(configs, config.runs, jobs=config.jobs, device=config.device)
+        paths = list(config.use) or train_runs(configs, config.runs, jobs=config.jobs, device=config.device)
         rows, parts = [], []
         for run_config, path in zip(configs, paths, strict=True):
             key = {k: getattr(run_config, k) for k in KEYS} | {"seed": run_config.seed, "run": path.name}
@@ -65,6 +67,31 @@ def run(config: LsoMapConfig) -> Path:
     print(runs.drop(columns=["run", "commit", "trained_on"]).to_string(index=False))
     print(*figures, sep="\n")
     return config.tables(NAME, config.name)
+
+
+def used_configs(config: LsoMapConfig) -> list[RunConfig]:
+    """The configs of the finished runs in `use`; raises `CriError` for a run on another grid, or with another square,
+    than the figures would show, and for two runs of one map that differ in more than their seed."""
+    from cri.training.listing import load_config
+
+    found = []
+    for path in config.use:
+        run = load_config(path)
+        size, half_side = run.task_params.get("size", 0), run.split_params.get("half_side", config.half_side)
+        if (size, half_side) != (config.size, config.half_side):
+            raise CriError(
+                f"use: {path.name} has size {size} and half side {half_side}; "
+                f"give --size {size} --half-side {half_side}"
+            )
+        for other, earlier in zip(config.use, found, strict=False):
+            one_map = all(getattr(run, key) == getattr(earlier, key) for key in KEYS)
+            if one_map and earlier.replace(seed=run.seed) != run:
+                raise CriError(
+                    f"use: {other.name} and {path.name} would be averaged in one map, but differ in more than their "
+                    "seed; map each under a --name of its own"
+                )
+        found.append(run)
+    return found
 
 
 _RUN_COLUMNS = [

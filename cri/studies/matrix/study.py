@@ -123,7 +123,8 @@ def run(config: Matrix) -> list[Path]:
     """Trains, measures, records and draws what is missing; returns the figure's files."""
     from cri.studies.matrix.figures import draw
     from cri.studies.matrix.summary import summary
-    from cri.training.runs import train_run, train_runs
+    from cri.training.runs import train_run
+    from cri.training.several import train_runs
 
     folder = config.tables(NAME, config.name)
     if config.stage == "train":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cri.attribution.methods import of_kind
+from cri.attribution.methods import METHODS, of_kind
 from cri.config import RunConfig
 from cri.errors import out_of_range, unknown_name
 from cri.options import RunOptions
@@ -13,6 +13,12 @@ from cri.training.recipes import recipe
 
 NAME = "neighbor_attribution"
 METRICS = tuple(of_kind("similarity"))
+GRADIENTS = tuple(key for key in of_kind("gradients", "influence") if METHODS[key].needs != "training")
+SPLITS = ("square", "random")
+"""One run of each, of every seed."""
+UNTRAINED, RANDOM_WEIGHTS = CONTROLS = ("untrained", "random weights")
+"""The square run's model before its training; for a run that began with a pretrained model, that model, and beside it
+one of its shape with random weights, by similarity alone."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +37,17 @@ class NeighborAttribution(RunOptions):
     """Half side of the held-out square at the task's centre."""
     steps: int = 0
     """Training steps; 0 is the recipe's."""
+    use: tuple[Path, ...] = ()
+    """Folders of finished runs to take instead (fine-tuned ones, say), one of each split for every seed. Task, sizes
+    and seeds are theirs."""
+    layers_apart: int = 1
+    """Layers from one place where the residual stream is read to the next, counted back from the last."""
     k: int = 10
     """Neighbours that count as nearest."""
     metrics: tuple[str, ...] = ("cosine", "euclidean")
     """Methods of similarity, of those that the registry has. The verdict needs cosine."""
+    gradients: tuple[str, ...] = GRADIENTS
+    """Methods of gradients and influence, of those that need no further training. EK-FAC takes longest."""
     n_boot: int = 2000
     """Bootstrap samples."""
     name: str = "cpu"
@@ -45,15 +58,19 @@ class NeighborAttribution(RunOptions):
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise out_of_range("seeds", self.seeds, "one or more different whole numbers")
-        if self.k < 1:
-            raise out_of_range("k", self.k, "at least 1")
+        for name in ("k", "layers_apart"):
+            if getattr(self, name) < 1:
+                raise out_of_range(name, getattr(self, name), "at least 1")
         if self.n_boot < 100:
             raise out_of_range("n_boot", self.n_boot, "at least 100")
-        for metric in self.metrics:
-            if metric not in METRICS:
-                raise unknown_name("metrics", metric, METRICS)
-        if "cosine" not in self.metrics:
-            raise out_of_range("metrics", self.metrics, "a list with cosine, on which the verdict rests")
+        for field, values, known, needed in (
+            ("metrics", self.metrics, METRICS, "cosine"), ("gradients", self.gradients, GRADIENTS, "GradCos"),
+        ):  # fmt: skip
+            for value in values:
+                if value not in known:
+                    raise unknown_name(field, value, known)
+            if needed not in values:
+                raise out_of_range(field, values, f"a list with {needed}, on which the verdict rests")
 
     def run_config(self, split: str, seed: int) -> RunConfig:
         """The run of one split and seed, by the task's recipe."""

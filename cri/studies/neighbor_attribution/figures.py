@@ -13,7 +13,10 @@ from cri.attribution.methods import PARAMETERS, find, layer
 from cri.plots.retraining import group_points
 from cri.storage import read_json
 from cri.storage.compression import read_table, tables_in
+from cri.studies.neighbor_attribution.config import CONTROLS
 
+_MOST_SITES = 4
+"""Panels beside each other; of deeper models, sites spread evenly from the first to the last."""
 _WINDOW = 25
 """Cells shown on each side of an example's case."""
 
@@ -100,10 +103,11 @@ def _maps_key(fig: Any, k: int) -> None:
 
 
 def _enrichment(table: pd.DataFrame, manifest: dict[str, Any]) -> Any:
-    # model-free methods do not depend on training, so the untrained row, in the middle, has no such panel
-    rows = (("square", "full", "square split"), ("untrained", "full", "untrained"), ("random", "own", "random split"))
+    # model-free methods do not depend on training, so the controls, in the middle, have no such panel
+    controls = [(name, "full", name) for name in CONTROLS if name in set(table["model"])]
+    rows = (("square", "full", "square split"), *controls, ("random", "own", "random split"))
     widths = [max(len(p["site"].unique()), 2) for _, p in _columns(table[table["model"] == "square"])]
-    fig, axes = plots.figure(3, len(widths), (2.1, 1.9), sharey=True, width_ratios=widths)
+    fig, axes = plots.figure(len(rows), len(widths), (2.1, 1.9), sharey=True, width_ratios=widths)
     for ax in axes[:-1].flat:
         ax.tick_params(labelbottom=False)
     for i, (model, which, title) in enumerate(rows):
@@ -123,24 +127,44 @@ def _enrichment(table: pd.DataFrame, manifest: dict[str, Any]) -> Any:
     return fig
 
 
+_CONTRASTS = {"near": "near cases", "near, mirror apart": "near cases,\nmirror images apart", "step": "shared steps"}
+_FLOOR = 2.0**-5
+"""Enrichments below are drawn there: none of a kind among the nearest would have no place on a log scale."""
+_LOW = 0.1
+"""A contrast all of whose intervals lie below this is drawn low."""
+
+
 def _matched(table: pd.DataFrame, manifest: dict[str, Any]) -> Any:
-    rows = (("near", "full"), ("near", "common"), ("step", "full"), ("step", "common"))
-    names = {"near": "near cases", "step": "shared steps"}
+    """One row of panels a contrast and set of cases, on one scale; rows where nothing is found are low."""
     model_free = np.array([find(method).kind == "model-free" for method in table["method"]], dtype=bool)
-    table = table[~model_free & (table["measure"] == "excess")]
+    table = table[~model_free & (table["measure"] == "excess") & table["set"].isin(("full", "common"))]
+    rows = [(c, s) for c in _CONTRASTS for s in ("full", "common") if c in set(table["contrast"])]
+    parts = {row: table[(table["contrast"] == row[0]) & (table["set"] == row[1])] for row in rows}
+    # of a square of one patch there are no intervals
+    low = float(table[["low", "estimate"]].min(axis=None)) - 0.04
+    high = float(table[["high", "estimate"]].max(axis=None)) + 0.04
+    flat = {row: float(part[["low", "high"]].abs().max(axis=None)) < _LOW for row, part in parts.items()}
     widths = [max(len(p["site"].unique()), 2) for _, p in _columns(table)]
-    fig, axes = plots.figure(4, len(widths), (2.3, 1.7), sharey=True, sharex="col", width_ratios=widths)
+    heights = [0.45 if flat[row] else 1.0 for row in rows]
+    size = (2.3, 1.9 * sum(heights) / len(rows) + 0.35)
+    fig, axes = plots.figure(len(rows), len(widths), size, sharex="col", width_ratios=widths, height_ratios=heights)
     for i, (contrast, which) in enumerate(rows):
-        part = table[(table["contrast"] == contrast) & (table["set"] == which)]
+        part = parts[contrast, which]
         for j, (name, panel) in enumerate(_columns(part)):
             ax = plots.matched_curves(panel, axes[i, j], connect=_connected(name), legend=False)
             ax.set_ylabel("")
+            ax.set_ylim((-_LOW, _LOW) if flat[contrast, which] else (low, high))
+            if j:
+                ax.tick_params(labelleft=False)
             if i == 0:
                 ax.set_title(name)
         cases = "all held-out" if which == "full" else "held out by both"
-        axes[i, 0].set_ylabel(f"{names[contrast]}\n{cases}, n = {part['n'].max()}\nexcess in top-k")
+        axes[i, 0].set_ylabel(f"{_CONTRASTS[contrast]}\n{cases}\nn = {part['n'].max()}")
     handles = {name: h for ax in axes[:2, 0] for h, name in zip(*ax.get_legend_handles_labels(), strict=True)}
-    fig.legend(handles.values(), handles, loc="outside lower center", ncols=3)
+    fig.legend(
+        handles.values(), handles, loc="outside lower center", ncols=3,
+        title="excess in the top-k, outputs matched", title_fontsize=7,
+    )  # fmt: skip
     fig.suptitle(damping(manifest), fontsize=8)
     return fig
 
@@ -151,6 +175,8 @@ def _distance(table: pd.DataFrame, aucs: pd.DataFrame) -> Any:
     spread = table.groupby("site", sort=False)["distance"].agg(lambda d: d.max() - d.min())
     # before any attention the last prompt token is the same for all cases of a task
     sites = spread.index[spread > 1e-6]
+    if len(sites) > _MOST_SITES:
+        sites = sites[np.linspace(0, len(sites) - 1, _MOST_SITES).round().astype(int)]
     fig, axes = plots.figure(2, len(sites), (2.9, 2.0))
     for i, (model, which, title) in enumerate(rows):
         for j, site in enumerate(sites):
@@ -176,27 +202,55 @@ def _umap(table: pd.DataFrame) -> Any:
     for ax, (model, part) in zip(axes[0], table.groupby("model", sort=False), strict=True):
         plots.embedding_map(part, ax)
         ax.set_title(f"{model} split, {short_site(part['site'].iloc[0])}")
+    fig.suptitle("UMAP: which cases lie together says something, how far apart groups lie does not", fontsize=7)
+    return fig
+
+
+def _kinds(table: pd.DataFrame, manifest: dict[str, Any]) -> Any:
+    """How far each kind of training case is enriched by three methods, by model. Kinds overlap."""
+    last = [site for site in table["site"].unique() if layer(site) is not None][-1]
+    methods = {"cosine": last, "GradCos": PARAMETERS, "EK-FAC": PARAMETERS}
+    chosen = [(model, "own" if model == "random" else "full") for model in ("square", *CONTROLS, "random")]
+    kinds = list(table["kind"].unique())
+    fig, axes = plots.figure(1, len(methods), (2.6, 0.27 * len(kinds) + 0.8), sharey=True)
+    for ax, (method, site) in zip(axes[0], methods.items(), strict=True):
+        here = table[(table["method"] == method) & (table["site"] == site)]
+        for i, (model, which) in enumerate(chosen):
+            part = here[(here["model"] == model) & (here["set"] == which)].set_index("kind").reindex(kinds)
+            if part["estimate"].isna().all():
+                continue
+            x, low, high = (np.maximum(part[c].to_numpy(dtype=float), _FLOOR) for c in ("estimate", "low", "high"))
+            bars = np.maximum(np.stack([x - low, high - x]), 0)
+            at = np.arange(len(kinds)) + (i - (len(chosen) - 1) / 2) * 0.17
+            ax.errorbar(
+                x, at, xerr=bars, fmt="o", markersize=3, elinewidth=1, color=plots.MODEL_COLORS[model],
+                label=model if model in CONTROLS else f"{model} split",
+            )  # fmt: skip
+        ax.axvline(1.0, color="0.5", linewidth=0.8, linestyle=":")
+        ax.set_xscale("log", base=2)
+        where = f", {short_site(site)}" if site == last else ""
+        ax.set_title(f"{find(method).label}{where}")
+        ax.set_xlabel("enrichment in the top-k")
+    axes[0, 0].set_yticks(range(len(kinds)), kinds)
+    axes[0, 0].invert_yaxis()
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, names, loc="outside lower center", ncols=len(names))
+    fig.suptitle(f"kinds overlap; 1: the base rate; less than 1/32 is drawn there; {damping(manifest)}", fontsize=8)
     return fig
 
 
 def _causal(table: pd.DataFrame, manifest: dict[str, Any]) -> Any:
-    """What removing each group does, the marginal effect of its cases, and how far three methods enrich it. The three
-    ask different cases about different answers, and each panel says which."""
+    """The marginal effect of each group's cases, and how far three methods enrich it. The two ask about different
+    answers, and each panel says which. (What removing a group does is in the table: too few cases to measure.)"""
     groups = table.drop_duplicates("group")
     first = table.iloc[0]
-    fig, axes = plots.figure(1, 3, (2.6, 2.7), width_ratios=(1, 1, 1.4))
-    removal, worth, enrichment = axes[0]
-    group_points(groups, "effect", removal)
-    removal.set_title(
-        f"measured: {groups['n_removed'].mean():.0f} cases removed\n"
-        f"{first['n_tests']} cases in and outside the square,\nthe model's own answer"
-    )
-    removal.set_ylabel("drop of log-odds beyond random")
-    group_points(groups, "worth", worth)
-    worth.set_title(
+    fig, axes = plots.figure(1, 2, (3.4, 2.7), width_ratios=(1, 1.4))
+    gain, enrichment = axes[0]
+    group_points(groups, "gain", gain)
+    gain.set_title(
         f"measured: {first['per']:.0f} cases more\n{first['n_queries']} cases of the square,\nthe right answer"
     )
-    worth.set_ylabel("gain of log-odds")
+    gain.set_ylabel("gain of log-odds")
     last = [site for site in table["site"].unique() if "resid_post" in site][-1]
     sites = {"cosine": last, "GradCos": PARAMETERS, "EK-FAC": PARAMETERS}
     keys = np.array([find(method).key for method in table["method"]])
@@ -212,7 +266,7 @@ def _causal(table: pd.DataFrame, manifest: dict[str, Any]) -> Any:
         f"predicted: enrichment in the {k} best\n{first['n'] // first['n_runs']} cases of the square × "
         f"{first['n_runs']} models,\nthe model's own answer"
     )
-    enrichment.set_ylabel("enrichment (1 = base rate)")
+    enrichment.set_ylabel("enrichment\n(1 = base rate)")
     handles, labels = enrichment.get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     fig.suptitle(damping(manifest), fontsize=8)
@@ -229,9 +283,12 @@ def draw(tables: Path, figures: Path) -> list[Path]:
             "maps": _maps(t, manifest),
             "enrichment": _enrichment(t["enrichment"], manifest),
             "matched": _matched(t["matched"], manifest),
-            "distance": _distance(t["distance"], t["distance_auc"]),
             "umap": _umap(t["embedding"]),
         }
+        if "euclidean" in set(t["distance"]["method"]):
+            drawn["distance"] = _distance(t["distance"], t["distance_auc"])
+        if "kinds" in t:
+            drawn["kinds"] = _kinds(t["kinds"], manifest)
         if "causal" in t:
             drawn["causal"] = _causal(t["causal"], manifest)
         return [path for name, fig in drawn.items() for path in plots.save_figure(fig, figures / f"{prefix}_{name}")]

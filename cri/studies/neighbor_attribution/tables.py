@@ -15,16 +15,17 @@ from cri.attribution.flat import umap_xy
 from cri.attribution.methods import METHODS, NO_MODEL, PARAMETERS, methods_table
 from cri.attribution.questions import Question
 from cri.data.splits import depth
-from cri.errors import CriError
 from cri.evaluation.scoring import STATUSES
-from cri.models.activations import collect, residual_sites
+from cri.models.activations import Site, collect, residual_sites
+from cri.models.loading import to_bridge
 from cri.storage import read_json
 from cri.storage.compression import read_table, stored
+from cri.studies.common.memory import peak_memory
+from cri.studies.neighbor_attribution.config import CONTROLS, GRADIENTS, METRICS, RANDOM_WEIGHTS, UNTRAINED
+from cri.studies.neighbor_attribution.subjects import Comparison, Subject, differentiated, subjects
 from cri.training.runs import Run, load_run
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from cri.studies.neighbor_attribution.config import NeighborAttribution
 
 KEYS = ["model", "set", "method", "site"]
@@ -39,67 +40,26 @@ class Collected:
     vote: list[pd.DataFrame] = field(default_factory=list)
     distance: list[pd.DataFrame] = field(default_factory=list)
     groups: list[pd.DataFrame] = field(default_factory=list)
+    kinds: list[pd.DataFrame] = field(default_factory=list)
 
 
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """One model under study with the cases to score.
-
-    Attributes:
-        name: `square`, `random` or `untrained`.
-        run: whose task, tokens and predictions count (of the untrained control: the square run's).
-        model: the network.
-        train_ids, test_ids: all cases that some comparison needs.
-    """
-
-    name: str
-    run: Run
-    model: PreTrainedModel
-    train_ids: np.ndarray
-    test_ids: np.ndarray
-
-    @property
-    def predictions(self) -> list[str]:
-        return self.run.predictions["prediction"].to_numpy()[self.test_ids].tolist()
-
-
-def answered(run: Run, case_ids: np.ndarray) -> np.ndarray:
-    """Those of `case_ids` whose decoding ended with a readable answer: the others predict no label."""
-    return case_ids[run.predictions["status"].isin(["right", "wrong"]).to_numpy()[case_ids]]
-
-
-def scored(subject: Subject, metrics: Sequence[str]) -> Iterator[tuple[str, str, np.ndarray]]:
+def scored(subject: Subject, config: NeighborAttribution) -> Iterator[tuple[str, str, np.ndarray]]:
     """(method, site, scores [train, test]) of every method that needs no further training, one at a time to bound
     memory. Explained are the model's own answers."""
     queries = subject.run.explained(subject.test_ids, "prediction")
-    question = Question(subject.run, subject.train_ids, subject.test_ids, queries, subject.predictions, subject.model)
+    question = Question(
+        subject.run, subject.train_ids, subject.test_ids, queries, subject.predictions, subject.model,
+        part=subject.part, layers_apart=config.layers_apart,
+    )  # fmt: skip
     for method in METHODS.values():
-        left_out = method.kind == "similarity" and method.key not in metrics
-        # of the untrained model: model-free methods do not depend on it
-        if method.needs == "training" or left_out or (subject.name == "untrained" and method.kind == "model-free"):
+        left_out = method.key in (*METRICS, *GRADIENTS) and method.key not in (*config.metrics, *config.gradients)
+        # of the controls: model-free methods do not depend on the model
+        free = subject.name in CONTROLS and method.kind == "model-free"
+        unasked = subject.name == RANDOM_WEIGHTS and method.kind != "similarity"
+        if method.needs == "training" or left_out or free or unasked:
             continue
         for site, scores in method.score(question):
             yield method.key, site, scores
-
-
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """One choice of training and test cases of a subject, and the groups they make."""
-
-    name: str
-    groups: statistics.Groups
-    rows: np.ndarray
-    columns: np.ndarray
-    block: np.ndarray
-
-
-def comparison(
-    subject: Subject, name: str, train_ids: np.ndarray, test_ids: np.ndarray, n_near: int | None = None
-) -> Comparison:
-    rows, columns = np.searchsorted(subject.train_ids, train_ids), np.searchsorted(subject.test_ids, test_ids)
-    predictions = np.array(subject.predictions, dtype=object)[columns].tolist()
-    groups = statistics.make_groups(subject.run.task, train_ids, test_ids, predictions, n_near=n_near)
-    return Comparison(name, groups, rows, columns, statistics.grid_blocks(subject.run.task, test_ids))
 
 
 def measure(
@@ -117,7 +77,7 @@ def measure(
     for c in comparisons:
         table = c.groups.base_rates().assign(model=subject.name, set=c.name, run=seed, n_test=len(c.columns))
         out.groups.append(table)
-    for method, site, scores in scored(subject, config.metrics):
+    for method, site, scores in scored(subject, config):
         if keep is not None:
             keep(method, site, scores)
         for c in comparisons:
@@ -136,6 +96,10 @@ def measure(
             stack(out.enrichment, statistics.enrichment(part, c.groups, k))
             stack(out.matched, statistics.matched(part, c.groups, k))
             stack(out.vote, statistics.vote(part, c.groups, true[ids], k))
+            if site != NO_MODEL:
+                shares = statistics.kind_shares(part, c.kinds, ids, k)
+                block = dict(zip(ids.tolist(), c.block.tolist(), strict=True))
+                out.kinds.append(shares.assign(**keys, block=shares["test_id"].map(block)))
             if site not in (PARAMETERS, NO_MODEL):
                 table = pd.DataFrame({"test_id": ids, "distance": statistics.neighbor_distance(part, k)})
                 # 1 - cosine, so that both metrics are distances
@@ -184,8 +148,28 @@ def summarize(out: Collected, config: NeighborAttribution) -> dict[str, pd.DataF
         "vote": votes,
         "distance": distance[distance["set"] != "common"],
         "distance_auc": aucs,
+        "kinds": kind_table(pd.concat(out.kinds), **options),
         "verdicts": statistics.verdicts(named["matched"], named["enrichment"], **options),
     }
+
+
+def kind_table(kinds: pd.DataFrame, **options: Any) -> pd.DataFrame:
+    """How far each kind of training case is enriched among the nearest, over the test cases that have any: `estimate`,
+    `low`, `high`, `n`; `base`, its share of all training cases, and `size`; and of the square model how much larger its
+    `share` is than before training (`vs_untrained`, all its cases) and than in the random split's model (`vs_random`,
+    the common cases), with intervals."""
+    keys = [*KEYS, "kind"]
+    table = statistics.estimate(kinds, "share", keys, "base", **options).drop(columns="n_blocks")
+    sizes = kinds.groupby(keys, sort=False)[["share", "base", "size"]].mean().reset_index()
+    table = table.merge(sizes, on=keys)
+    for which, other in (("full", UNTRAINED), ("common", "random")):
+        by = ["set", "method", "site", "kind"]
+        gap = statistics.paired(kinds[kinds["set"] == which], "share", ("square", other), by, **options)
+        name = f"vs_{other}"
+        gap = gap.rename(columns={"estimate": name, "low": f"{name}_low", "high": f"{name}_high"})
+        gap = gap[[*by, name, f"{name}_low", f"{name}_high"]].assign(model="square")
+        table = table.merge(gap, on=["model", *by], how="left")
+    return table
 
 
 def example_maps(
@@ -217,42 +201,15 @@ def embedding(run: Run, name: str, square_test: np.ndarray, seed: int) -> pd.Dat
 
     Marked are the held-out cases of the run that lie in the square.
     """
-    site = residual_sites(run.bridge)[-1]
-    vectors = collect(run.bridge, run.tokens, [site])[site]
+    bridge = to_bridge(run.model, run.tokenizer)  # not kept: a copy of a pretrained model is large
+    site = residual_sites(bridge)[-1]
+    vectors = collect(bridge, run.tokens, [site])[site]
     xy = umap_xy(vectors, seed)
     mark = np.full(len(vectors), "", dtype=object)
     shown = square_test[~run.split.train[square_test]]
     mark[shown] = np.where(run.predictions["correct"].to_numpy(dtype=bool)[shown], "right", "wrong")
     table = run.predictions[["id", "row", "col"]].assign(x=xy[:, 0], y=xy[:, 1], value=run.task.values, mark=mark)  # pyright: ignore
     return table.assign(model=name, site=str(site))
-
-
-def subjects(square: Run, random: Run) -> Iterator[tuple[Subject, list[Comparison]]]:
-    """The square-split, the random-split and the untrained model, each with its comparisons.
-
-    `full`: all training cases and held-out cases of the square split (square, untrained). `common`: those it
-    shares with the random split (square, random), so that both models are asked about the same cases with the
-    same neighbourhoods. `own`: training cases of the random split and as many of its held-out cases as a
-    square has (random).
-    """
-    train, tests = square.split.train_ids, answered(square, square.split.test_ids)
-    random_tests = answered(random, random.split.test_ids)
-    common_train = np.flatnonzero(square.split.train & random.split.train)
-    common = np.intersect1d(tests, random_tests)
-    if len(common) == 0:
-        raise CriError("split: no case of the square is held out by the random split and answered by both models")
-    subject = Subject("square", square, square.model, train, tests)
-    matched = comparison(subject, "common", common_train, common)
-    yield subject, [comparison(subject, "full", train, tests), matched]
-
-    sample = np.random.default_rng(square.config.seed).permutation(random_tests)[: len(square.split.test_ids)]
-    own, random_train = np.sort(sample), random.split.train_ids
-    subject = Subject("random", random, random.model, random_train, np.union1d(common, own))
-    again = comparison(subject, "common", common_train, common, matched.groups.n_near)
-    yield subject, [again, comparison(subject, "own", random_train, own)]
-
-    subject = Subject("untrained", square, square.untrained(), train, tests)
-    yield subject, [comparison(subject, "full", train, tests)]
 
 
 def accuracies(runs: Mapping[str, Run]) -> pd.DataFrame:
@@ -274,7 +231,7 @@ def causal(enrichment: pd.DataFrame, removal: Path, config: NeighborAttribution)
         One row a method, site and group: `enrichment`, `low`, `high` of the square model (`n` cases, the same ones
         asked of `n_runs`); `effect`, `effect_low`, `effect_high`, the drop of the log-odds when cases of the group are
         removed (`n_removed` on average; beyond random removal, over the `n_tests` test cases of the square split) and
-        `worth`, `worth_low`, `worth_high`, the effect of `per` training cases more of the group on the right answers
+        `gain`, `gain_low`, `gain_high`, the effect of `per` training cases more of the group on the right answers
         of the square's `n_queries` cases, from random subsets. None where `removal` holds no tables of models like
         these.
     """
@@ -300,23 +257,26 @@ def causal(enrichment: pd.DataFrame, removal: Path, config: NeighborAttribution)
     effects = effects.rename(columns={"estimate": "effect", **ends})
     effects = effects[["group", "effect", *ends.values(), "n_removed", "n_tests"]]
     doses = doses[doses["removed"] == doses["removed"].max()]
-    ends = {"low": "worth_low", "high": "worth_high"}
-    doses = doses.rename(columns={"effect": "worth", **ends})[["group", "worth", *ends.values(), "per", "n_queries"]]
+    ends = {"low": "gain_low", "high": "gain_high"}
+    doses = doses.rename(columns={"effect": "gain", **ends})[["group", "gain", *ends.values(), "per", "n_queries"]]
     mine = enrichment[(enrichment["model"] == "square") & (enrichment["set"] == "full")]
     mine = mine.rename(columns={"estimate": "enrichment"})
     mine = mine[["method", "site", "group", "enrichment", "low", "high", "n", "n_runs"]]
     return mine.merge(effects, on="group").merge(doses, on="group")
 
 
-def compute(paths: Sequence[tuple[Path, Path]], config: NeighborAttribution) -> dict[str, pd.DataFrame]:
-    """All tables, from (square run, random run) folders, one pair a seed; maps and UMAP are of the first."""
+def compute(
+    paths: Sequence[tuple[Path, Path]], config: NeighborAttribution
+) -> tuple[dict[str, pd.DataFrame], dict[str, Any]]:
+    """All tables, from (square run, random run) folders, one pair a seed, and facts for the manifest; maps and UMAP are
+    of the first pair."""
     out = Collected()
     tables: dict[str, pd.DataFrame] = {}
-    accuracy, last = [], ""
+    accuracy, last, facts = [], "", {}
     for square, random in (map(load_run, pair) for pair in paths):
         runs = {"square": square, "random": random}
         accuracy.append(accuracies(runs))
-        last = str(residual_sites(square.bridge)[-1])
+        last = str(Site(f"blocks.{square.model.config.num_hidden_layers - 1}.hook_resid_post"))
         for subject, parts in subjects(square, random):
             kept: dict[str, np.ndarray] = {}
 
@@ -332,6 +292,11 @@ def compute(paths: Sequence[tuple[Path, Path]], config: NeighborAttribution) -> 
                 tables = example_maps(subject, kept, config)
                 views = [embedding(run, name, square.split.test_ids, config.seeds[0]) for name, run in runs.items()]
                 tables["embedding"] = pd.concat(views)
+                facts = {
+                    "square": [*square.task.center, config.half_side],
+                    "axis_names": square.task.axis_names,
+                    "parameters": differentiated(subject),
+                }
     tables |= summarize(out, config)
     tables["overall"] = statistics.overall(tables["verdicts"], (("cosine", last), ("GradCos", PARAMETERS)))
     tables["accuracy"] = pd.concat(accuracy)
@@ -339,4 +304,4 @@ def compute(paths: Sequence[tuple[Path, Path]], config: NeighborAttribution) -> 
     beside = causal(tables["enrichment"], config.removal, config)
     if beside is not None:
         tables["causal"] = beside
-    return tables
+    return tables, {**facts, "peak_memory_gib": round(peak_memory() / 2**30, 2)}

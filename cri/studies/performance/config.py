@@ -13,7 +13,7 @@ NAME = "performance"
 _COUNTS = (
     "nano_steps", "paper_steps", "one_by_one", "scratchpad_steps", "traces_one_by_one", "traces_batched",
     "patching_pairs", "replicas", "replica_steps", "replicas_measured", "trace_steps", "trace_tokens", "trace_batch",
-    "trace_micro", "growth_steps", "repeats", "threads",
+    "trace_micro", "rule_steps", "rule_pairs", "growth_steps", "pretrained_steps", "repeats", "threads",
 )  # fmt: skip
 
 
@@ -24,8 +24,8 @@ class PerformanceConfig(StudyOptions):
     name: str = "cpu"
     device: str = "auto"
     parts: tuple[str, ...] = (
-        "nano", "decoding", "trace_decoding", "activations", "patching", "attribution", "paper", "traces", "growth",
-        "replicas",
+        "nano", "decoding", "trace_decoding", "activations", "patching", "attribution", "paper", "traces",
+        "rule_traces", "growth", "pretrained", "replicas",
     )  # fmt: skip
     """Which pieces, in order: the cheap ones first. One that fails leaves the others be."""
     size: int = 100
@@ -55,7 +55,15 @@ class PerformanceConfig(StudyOptions):
     trace_tokens: int = 2000
     trace_batch: int = 2
     trace_micro: int = 1
+    rule_steps: int = 40
+    """Steps measured of training on rule-following traces (both sides)."""
+    rule_pairs: int = 300
+    """Pairs of each length that they are drawn from."""
     growth_steps: int = 20
+    pretrained_model: str = "smollm2-135m"
+    """Fine-tuned against `Trainer`: a folder written by save_pretrained, `smollm2-135m`, or a preset."""
+    pretrained_steps: int = 5
+    """Its steps measured (both sides)."""
     repeats: int = 3
     """Short measurements are repeated in turn, ours and the baseline's, and the quickest of each counts."""
     threads: int = 1
@@ -87,6 +95,6 @@ PRESETS = {
         name="test", size=12, nano_steps=4, paper_model="nano", paper_steps=2, one_by_one=2, scratchpad_steps=20,
         traces_one_by_one=3, traces_batched=80, patching_pairs=8, attribution_cases=(40, 8), replicas=4,
         replica_steps=4, replicas_measured=2, trace_steps=1, trace_tokens=24, trace_batch=2, trace_micro=1,
-        growth_steps=2, repeats=1,
+        rule_steps=2, rule_pairs=20, growth_steps=2, pretrained_model="mini-rope", pretrained_steps=2, repeats=1,
     ),
 }  # fmt: skip

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from cri.studies.performance import decoding as performance_decoding
 from cri.studies.performance import inside as performance_inside
+from cri.studies.performance import pretrained as performance_pretrained
+from cri.studies.performance import rule_traces as performance_rules
 from cri.studies.performance import training as performance_training
 from cri.studies.performance.rows import Row
 
@@ -22,7 +24,9 @@ PARTS: dict[str, Callable[[PerformanceConfig, str], Iterator[Row]]] = {
     "attribution": performance_inside.attribution,
     "paper": performance_training.paper,
     "traces": performance_training.traces,
+    "rule_traces": performance_rules.rule_traces,
     "growth": performance_training.growth,
+    "pretrained": performance_pretrained.pretrained,
     "replicas": performance_training.replicas,
 }
 """The cheap ones first, so that a time limit costs as few rows as can be."""

@@ -7,7 +7,6 @@ is measured on a stated number of steps or cases and extrapolated linearly: colu
 
 from __future__ import annotations
 
-import math
 import os
 import time
 import traceback
@@ -82,8 +81,8 @@ def _measure(part: str, config: PerformanceConfig, device: str, record: Record, 
         for row in PARTS[part](config, device):
             rows.append({"part": part, **row})
             ratio = f"  {row['ratio']:.1f}x {row['baseline']}" if "ratio" in row else ""
-            ours = row.get("ours_s", math.nan)
-            print(f"{part}: {row['work']}: {ours:.4g} s{ratio}  {row.get('note', '')}", flush=True)
+            seconds = f"{row['ours_s']:.4g} s{ratio}  " if "ours_s" in row else ""
+            print(f"{part}: {row['work']}: {seconds}{row.get('note', '')}", flush=True)
             if not stands:
                 write()
         write()

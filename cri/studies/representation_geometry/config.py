@@ -28,6 +28,8 @@ class Geometry(RunOptions):
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Of the models with a token a number."""
+    number_models: bool = True
+    """Ask models with a token a number; without them only those that write digits are asked."""
     model: str = "nano"
     size: int = 0
     """Grid size; 0 is the paper's."""
@@ -50,8 +52,12 @@ class Geometry(RunOptions):
     written: tuple[str, ...] = ()
     """Families of addition that write a token a digit, asked digit by digit (`addition:direct:digit`), or step by step
     (`addition:scratchpad:number`)."""
-    written_seeds: tuple[int, ...] = (0, 1, 2)
+    written_seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds of these families."""
+    use_written: tuple[Path, ...] = ()
+    """Folders of finished runs to ask digit by digit as well, of pretrained models for example."""
+    every: int = 1
+    """Layers from one that is asked digit by digit to the next; the last is always asked."""
     name: str = "cpu"
     """Names the folder of tables and the figures."""
 
@@ -66,6 +72,10 @@ class Geometry(RunOptions):
         for waves in (*self.smooth, self.arm_waves):
             if waves < 1:
                 raise out_of_range("smooth", waves, "at least 1")
+        if self.every < 1:
+            raise out_of_range("every", self.every, "at least 1")
+        if not (self.number_models or self.written or self.use_written):
+            raise CriError("number_models: false leaves no model; give some by written or use_written")
         for name in self.written:
             family = FamilyName.parse(name, "written")
             if family.task != "addition" or family.format not in ("direct", "scratchpad"):
@@ -94,8 +104,10 @@ PRESETS = {
     "cpu": Geometry(
         arms=("start", "untied", "noise", "smooth", "bent"),
     ),
-    "digits": Geometry(
-        seeds=(0, 1), written=("addition:direct:digit",), written_seeds=(0, 1), planted=False, name="digits"
+    "digits": Geometry(seeds=(0,), written=("addition:direct:digit",), planted=False, name="digits"),
+    "scratchpad": Geometry(
+        number_models=False, size=50, half_side=5, written=("addition:scratchpad:digit",), written_seeds=(0, 1, 2),
+        planted=False, name="scratchpad",
     ),
     "test": Geometry(
         seeds=(0,), size=24, half_side=2, steps=40, periods=(20, 10), helix_periods=(24,), smooth=(3,),

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 
 def _train(config: Geometry) -> list[Path]:
-    from cri.training.runs import train_runs
+    from cri.training.several import train_runs
 
     if config.use:
         return list(config.use)
+    if not config.number_models:
+        return []
     wanted = [config.run_config(split, seed) for split in SPLITS for seed in config.seeds]
     return train_runs(wanted, config.runs, jobs=config.jobs, device=config.device)
 
@@ -35,7 +37,7 @@ def _train(config: Geometry) -> list[Path]:
 def _identity(config: Geometry, paths: list[Path]) -> dict[str, Any]:
     from cri.storage import read_json
 
-    elsewhere = ("runs", "out", "name", "jobs", "device", "use")
+    elsewhere = ("runs", "out", "name", "jobs", "device", "use", "use_written")
     return {
         "options": json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in elsewhere})),
         "runs": {path.name: read_json(path / "manifest.json")["identity"] for path in paths},
@@ -102,23 +104,29 @@ def _measure_written(path: Path, role: str, config: Geometry) -> dict[str, pd.Da
     torch.set_num_threads(1)
     run = load_run(path)
     made = prepare(run.config) if role == "untrained" else run
-    tables = written_tables(made, to_bridge(made.model, made.tokenizer), ("units", "tens"), config.half_side)
+    bridge = to_bridge(made.model, made.tokenizer)
+    tables = written_tables(made, bridge, ("units", "tens"), config.half_side, every=config.every)
     named = {"run": run.path.name, "role": role, "split": run.config.split, "seed": run.config.seed,
              "format": run.config.format, "tokenizer": run.config.tokenizer}  # fmt: skip
     return {name: table.assign(**named) for name, table in tables.items()}
 
 
 def _written(config: Geometry) -> tuple[list[Path], dict[str, pd.DataFrame]]:
-    """Trains (or opens) the models that write a token a digit, and asks them."""
+    """Trains (or opens) the models that write a token a digit, and asks them; and of each format the first as it was
+    before training."""
     import pandas as pd
 
-    from cri.training.runs import train_runs
+    from cri.config import RunConfig
+    from cri.storage import read_json
+    from cri.training.several import train_runs
 
     wanted = [config.run_config(split, seed, family)
               for family in config.written for split in SPLITS for seed in config.written_seeds]  # fmt: skip
-    if not wanted:
+    used = [RunConfig.from_dict(read_json(path / "config.json")) for path in config.use_written]
+    if not wanted and not used:
         return [], {}
-    paths = train_runs(wanted, config.runs, jobs=config.jobs, device=config.device)
+    paths = train_runs(wanted, config.runs, jobs=config.jobs, device=config.device) if wanted else []
+    paths, wanted = [*paths, *config.use_written], [*wanted, *used]
     found = [_measure_written(path, "trained", config) for path in paths]
     first = {run_config.format: path for run_config, path in reversed(list(zip(wanted, paths, strict=True)))}
     found += [_measure_written(path, "untrained", config) for path in first.values()]
@@ -140,9 +148,9 @@ def run(config: Geometry) -> list[Path]:
     folder = config.tables(NAME, config.name)
     with recording(folder, config.figures) as record:
         paths = _train(config)
-        for path in paths:
+        for path in (*paths, *config.use_written):
             verify(path)
-        identity = _identity(config, paths)
+        identity = _identity(config, [*paths, *config.use_written])
         if record.reusable(identity):
             figures = record.redraw(draw)
         else:

@@ -12,7 +12,7 @@ from cri.training.recipes import recipe
 
 NAME = "rule_steps"
 CONTROL = "shuffled_scratchpad"
-FORMATS = ("direct", "scratchpad", "rfft")
+FORMATS = ("direct", "scratchpad", "rfft", "stated_rule")
 ELEMENTS = ("digit", "carry", "answer", "operands", "decision")
 
 
@@ -64,6 +64,8 @@ class RuleSteps(RunOptions):
     """Cases of the square that are edited, and as many outside (a rule's trace, long: a quarter)."""
     n_pairs: int = 100
     """Pairs of cases for interchange interventions."""
+    lengths: tuple[int, ...] = ()
+    """Digits of longer numbers, whose traces are edited as well; of runs of length_addition."""
     n_boot: int = 2000
     name: str = "cpu"
     """Names the folder of tables and the figures."""
@@ -78,6 +80,9 @@ class RuleSteps(RunOptions):
         for field, low in (("n_cases", 2), ("n_pairs", 2), ("n_boot", 100)):
             if getattr(self, field) < low:
                 raise out_of_range(field, getattr(self, field), f"at least {low}")
+        for n_digits in self.lengths:
+            if n_digits < 1:
+                raise out_of_range("lengths", n_digits, "at least 1")
         for kind in self.elements:
             if kind not in ELEMENTS:
                 raise unknown_name("elements", kind, ELEMENTS)

@@ -63,8 +63,9 @@ def _follow(table: pd.DataFrame) -> Any:
         control = whole[owner & (whole["task"] == task) & (whole["tokenizer"] == tokenizer)]
         plots.follow_bars(pd.concat([part, control]), ax, legend=False)
     names = {
-        "inside": "inside the square",
-        "outside": "outside",
+        "inside": "inside the square (elsewhere: held out)",
+        "outside": "outside (elsewhere: trained)",
+        "returns": "returns to the unedited answer (rest: breaks off)",
         "shuffled": "control: trained on another case's trace",
         "untrained": "control: untrained",
         "chance": "chance, at most this",
@@ -92,7 +93,8 @@ def _subjects(table: pd.DataFrame) -> tuple[Any, list[tuple[Any, tuple[str, str,
     panels = []
     for ax, (key, part) in zip(axes.flat, groups, strict=False):
         n = int(part["n_runs"].max())
-        ax.set_title(f"{_title(key)} tokens ({n} seed{'s' * (n > 1)})")
+        task, *how = key
+        ax.set_title(f"{_title(task)}\n{_title(tuple(how))} tokens ({n} seed{'s' * (n > 1)})")
         panels.append((ax, key, part))
     return fig, panels
 
@@ -136,16 +138,36 @@ def _pooled(rows: pd.DataFrame) -> pd.Series:
 
 
 def _panels(
-    table: pd.DataFrame, by: list[str], size: tuple[float, float], plot: Callable[..., Any], columns: int = 2
-) -> Any:
+    table: pd.DataFrame, by: list[str], size: tuple[float, float], plot: Callable[..., Any], columns: int = 2,
+    **options: Any,
+) -> Any:  # fmt: skip
     groups = list(table.groupby(by, sort=False))
     n_rows = -(-len(groups) // columns)
     fig, axes = plots.figure(n_rows, min(columns, len(groups)), size)
     for ax, (key, part) in zip(axes.flat, groups, strict=False):
-        plot(part, ax)
+        plot(part, ax, **options)
         ax.set_title(_title(key))
     for ax in list(axes.flat)[len(groups) :]:
         ax.set_visible(False)
+    return fig
+
+
+def _rule_edits(table: pd.DataFrame) -> Any:
+    """One row a subject, its regions side by side; one key for all."""
+    fig = _panels(table, [*SUBJECT, "region"], (3.4, 2.2), plots.rule_edit_bars, legend=False)
+    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return fig
+
+
+def _probes(table: pd.DataFrame) -> Any:
+    """One row of panels a subject, one column a variable, the answer (where the swap has to work at the last layer:
+    its positive control) to the right; one key for all."""
+    fig = _panels(table, [*SUBJECT, "variable"], (1.9, 1.9), plots.probe_bars, columns=4, legend=False)
+    for ax in fig.axes:
+        *_, tokenizer, variable = ax.get_title().split(", ")
+        control = "\n(positive control: last layer)" if variable == "answer" else "\n"
+        ax.set_title(f"{tokenizer} tokens: {variable}{control}")
+    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return fig
 
 
@@ -154,7 +176,9 @@ def _agreement(table: pd.DataFrame, squares: dict[str, Any]) -> Any:
         ["correct", "follow", "cri"]
     ].mean()
     inside = mean.merge(table.loc[table["region"] == "inside", [*SUBJECT, "id"]].drop_duplicates(), on=[*SUBJECT, "id"])
-    groups = list(inside.groupby(SUBJECT, sort=False))
+    groups = [(key, part) for key, part in inside.groupby(SUBJECT, sort=False) if squares[key[0]]["squares"]]  # pyright: ignore[reportIndexIssue]
+    if not groups:
+        return None
     columns = min(2, len(groups))
     fig, axes = plots.figure(-(-len(groups) // columns), columns, (3.2, 3.2))
     for ax, (key, part) in zip(axes.flat, groups, strict=False):
@@ -187,11 +211,11 @@ def draw(tables: Path, figures: Path) -> list[Path]:
         if "knockout" in t:
             drawn["knockout"] = _panels(t["knockout"], SUBJECT, (3.4, 2.2), plots.knockout_bars)
         if "rule_edits" in t:
-            drawn["rule_edits"] = _panels(t["rule_edits"], [*SUBJECT, "region"], (3.8, 2.4), plots.rule_edit_bars)
+            drawn["rule_edits"] = _rule_edits(t["rule_edits"])
         if "probes" in t:
             short = t["probes"]["site"].str.extract(r"blocks\.(\d+)\.hook_(resid_pre|resid_post)")
             named = t["probes"].assign(site=["embed" if c == "resid_pre" else f"L{i}" for i, c in short.to_numpy()])
-            drawn["probes"] = _panels(named, [*SUBJECT, "variable"], (3.0, 2.2), plots.probe_bars, columns=4)
+            drawn["probes"] = _probes(named)
         if "components" in t:
             drawn["components"] = _panels(t["components"], [*SUBJECT, "region"], (3.6, 2.2), plots.component_bars)
         prefix = figures / f"rule_steps_{tables.name}"

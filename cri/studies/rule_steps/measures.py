@@ -13,6 +13,7 @@ from cri.errors import CriError
 from cri.models.activations import residual_sites
 from cri.models.loading import to_bridge
 from cri.statistics import grid_blocks, wilson
+from cri.studies.rule_steps.parts import Part, answered, solved_cases
 from cri.tasks import Task
 from cri.training.runs import Run
 
@@ -27,21 +28,23 @@ def accuracy_row(run: Run) -> dict[str, object]:
     """What the run answers, for the table of runs."""
     test = run.predictions[~run.predictions["train"]]
     return {
-        **_keys(run), "seed": run.config.seed, "run": run.path.name,
+        "task": run.config.task, **_keys(run), "seed": run.config.seed, "run": run.path.name,
         "train_accuracy": run.predictions.loc[run.predictions["train"], "correct"].mean(),
         "test_accuracy": test["correct"].mean(), "truncated": int((run.predictions["status"] == "truncated").sum()),
     }  # fmt: skip
 
 
 def _keys(run: Run) -> dict[str, str]:
-    return {"task": run.config.task, "format": run.config.format, "tokenizer": run.config.tokenizer}
+    return {"format": run.config.format, "tokenizer": run.config.tokenizer}
 
 
-def regions(run: Run, n: int, seed: int = 0) -> dict[str, Int[np.ndarray, " case"]]:
-    """Up to `n` held-out cases, and for each a training case whose rule takes as many steps with the same
-    carries (as many steps where there is none)."""
+def regions(
+    run: Run, n: int, seed: int = 0, held_out: Int[np.ndarray, " case"] | None = None
+) -> dict[str, Int[np.ndarray, " case"]]:
+    """Up to `n` held-out cases (of those given, or of all), and for each a training case whose rule takes as many steps
+    with the same carries (as many steps where there is none)."""
     rng = np.random.default_rng(seed)
-    inside = np.sort(rng.permutation(run.split.test_ids)[:n])
+    inside = np.sort(rng.permutation(run.split.test_ids if held_out is None else held_out)[:n])
     pools: dict[tuple[object, ...], list[int]] = {}
     for case in rng.permutation(run.split.train_ids).tolist():
         steps = run.task.case_steps[case]
@@ -58,9 +61,9 @@ def regions(run: Run, n: int, seed: int = 0) -> dict[str, Int[np.ndarray, " case
     return {"inside": inside, "outside": np.array(sorted(outside), dtype=np.int64)}
 
 
-def _placed(table: pd.DataFrame, run: Run, seed_of: str = "id") -> pd.DataFrame:
+def _placed(table: pd.DataFrame, run: Run) -> pd.DataFrame:
     """A table of cases with the columns that estimates need."""
-    ids = table[seed_of].to_numpy(dtype=np.int64)
+    ids = table["id"].to_numpy(dtype=np.int64)
     return table.assign(
         **_keys(run), seed=run.config.seed, run=run.path.name,
         region=np.where(run.split.train[ids], "outside", "inside"), block=_blocks(run.task, run.split.train, ids),
@@ -75,20 +78,29 @@ def _blocks(task: Task, train: np.ndarray, ids: Int[np.ndarray, " case"]) -> Int
     return blocks
 
 
-def intervene(run: Run, is_control: bool, config: RuleSteps, notes: list[str]) -> dict[str, pd.DataFrame]:
+def intervene(part: Part, is_control: bool, config: RuleSteps, notes: list[str]) -> dict[str, pd.DataFrame]:
     """Every intervention that the run's format allows, as tables by name; what could not be done goes to `notes`."""
-    by_region = regions(run, config.n_cases if run.config.format != "rfft" else max(2, config.n_cases // 4))
+    found = _interventions(part, is_control, config, notes)
+    return {name: table.assign(task=part.label) for name, table in found.items() if len(table)}
+
+
+def _interventions(part: Part, is_control: bool, config: RuleSteps, notes: list[str]) -> dict[str, pd.DataFrame]:
+    n = config.n_cases if part.run.config.format != "rfft" else max(2, config.n_cases // 4)
+    by_region = regions(part.run, n, held_out=part.held_out)
     cases = np.concatenate(list(by_region.values()))
+    run = answered(part.run, cases)
     out: dict[str, pd.DataFrame] = {"behaviour": _placed(run.predictions[["id", "row", "col", "correct"]], run)}
     if run.config.format != "direct":
-        out["edits"] = _edits(run, cases, is_control, config)
+        out["edits"] = _edits(run, cases, is_control, part.first, config)
+    if not part.first:
+        return out
     if is_control:
         right = run.predictions.loc[run.predictions["train"], "correct"].mean()
         notes.append(f"{run.path.name}: the control answers {right:.2f} of its training cases right")
         return out
     if run.config.format == "rfft":
         out["rule_edits"] = _rule_edits(run, cases[:: max(1, len(cases) // 40)], notes)
-    solved = run.predictions["correct"].to_numpy() & (run.predictions["first_deviation"].to_numpy() == -1)
+    solved = solved_cases(run)
     if solved.sum() < 2:
         notes.append(f"{run.path.name}: solves {solved.sum()} cases, none to exchange activations between")
         return out
@@ -97,17 +109,19 @@ def intervene(run: Run, is_control: bool, config: RuleSteps, notes: list[str]) -
         out |= _direct(run, cases, solved, config, notes)
     else:
         out["knockout"] = _knockout(run, cases[solved[cases]][: config.n_pairs], notes)
-    return {name: table for name, table in out.items() if len(table)}
+    return out
 
 
-def _edits(run: Run, cases: Int[np.ndarray, " case"], is_control: bool, config: RuleSteps) -> pd.DataFrame:
+def _edits(
+    run: Run, cases: Int[np.ndarray, " case"], is_control: bool, with_untrained: bool, config: RuleSteps
+) -> pd.DataFrame:
     edits = iv.sample_edits(
         run.task, run.format, cases.tolist(), config.elements, step=config.edit_step, tokenizer=run.tokenizer
     )
     if not edits:
         raise CriError(f"elements: no trace of {run.path.name} holds {', '.join(config.elements)} to edit")
     parts = [iv.step_edits(run, edits).assign(model="shuffled" if is_control else "trained")]
-    if not is_control and run.config.seed == 0:
+    if not is_control and with_untrained and run.config.seed == 0:
         # it never ends a text, so a rule's long traces are few
         few = edits if run.tokens.ids.shape[1] <= LONG else edits[::5]
         parts.append(iv.step_edits(run, few, model=run.untrained()).assign(model="untrained"))

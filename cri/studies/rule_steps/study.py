@@ -25,7 +25,7 @@ from cri.studies.rule_steps.config import CONTROL, FORMATS, NAME, PRESETS, RuleS
 
 def _train(config: RuleSteps) -> tuple[list[Path], list[Path]]:
     """Folders of the runs to intervene on, and of the shuffled-trace controls."""
-    from cri.training.runs import train_runs
+    from cri.training.several import train_runs
 
     if config.use or config.use_control:
         return list(config.use), list(config.use_control)
@@ -91,16 +91,15 @@ def run(config: RuleSteps) -> list[Path]:
     Tables made earlier by the same code from the same options and runs are reused.
     """
 
-    from cri.storage import read_json, verify
+    from cri.storage import read_json
     from cri.studies.rule_steps.figures import draw
+    from cri.training.listing import load_config
 
     started = time.perf_counter()
     folder = config.tables(NAME, config.name)
     with recording(folder, config.figures) as record:
         paths, controls = _train(config)
-        for path in [*paths, *controls]:
-            verify(path)
-        configs = [[RunConfig.from_dict(read_json(p / "config.json")) for p in group] for group in (paths, controls)]
+        configs = [[load_config(path) for path in group] for group in (paths, controls)]
         check_formats(*configs)
         removal = removal_tables(config.removal, configs[0])
         identity = _identity(config, [*paths, *controls], removal)

@@ -12,6 +12,7 @@ import pandas as pd
 from cri.statistics import estimate, wilson
 from cri.storage.compression import read_table
 from cri.studies.rule_steps.measures import accuracy_row, intervene
+from cri.studies.rule_steps.parts import parts_of
 from cri.training.runs import load_run
 
 if TYPE_CHECKING:
@@ -40,10 +41,11 @@ def compute(
     accuracy = []
     for path, is_control in [*((p, False) for p in paths), *((p, True) for p in controls)]:
         run = load_run(path)
-        squares[run.config.task] = {"squares": run.split.squares, "axis_names": run.task.axis_names}
         accuracy.append(accuracy_row(run))
-        for name, table in intervene(run, is_control, config, notes).items():
-            tables.setdefault(name, []).append(table)
+        for part in parts_of(run, () if is_control else config.lengths, max(2, config.n_cases // 4)):
+            squares[part.label] = {"squares": run.split.squares, "axis_names": run.task.axis_names}
+            for name, table in intervene(part, is_control, config, notes).items():
+                tables.setdefault(name, []).append(table)
     raw = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
     done: dict[str, pd.DataFrame] = {"runs": pd.DataFrame(accuracy)}
     options: dict[str, Any] = {"n_boot": config.n_boot}
@@ -87,14 +89,15 @@ def _summary(table: pd.DataFrame, values: list[str], by: list[str], options: dic
 
 
 def _bounds(rate: pd.Series, n: pd.Series) -> list[tuple[float, float]]:
-    return [wilson(round(r * k), int(k)) for r, k in zip(rate, n, strict=True)]
+    """Wilson's bounds of each rate; (0, 1) where none of the rows could tell."""
+    return [wilson(round(r * k) if k else 0, int(k)) for r, k in zip(rate, n, strict=True)]
 
 
 def with_chance(edits: pd.DataFrame) -> pd.DataFrame:
-    """Adds `chance`: how often the given answer is what the rule expects of *another* edit of the same run,
+    """Adds `chance`: how often the given answer is what the rule expects of *another* edit of the same task, run,
     model, region and kind. An answer that takes no notice of its own edit follows this often."""
     chance = np.zeros(len(edits))
-    for _, part in edits.groupby(["run", "model", "region", "kind"], sort=False):
+    for _, part in edits.groupby(["task", "run", "model", "region", "kind"], sort=False):
         counts = part["expected"].value_counts()
         same = part["answer"].map(counts).fillna(0).to_numpy() - (part["answer"] == part["expected"]).to_numpy()
         chance[edits.index.get_indexer(part.index)] = same / max(len(part) - 1, 1)
@@ -146,9 +149,10 @@ def probe_summary(right: pd.DataFrame, swaps: pd.DataFrame, ablations: pd.DataFr
     `swap_random`, `swap_whole`: how often the rule's prediction comes true when the probe's subspace, that
     of the class means, a random one of the same size, or the whole activation comes from another case.
     `kept`, `kept_pattern`, `kept_random`: accuracy after ablation. `reading`: `used` (decodable, and the
-    interval of either swap above the random one's), `decodable, not used` (decodable, both swaps'
-    intervals less than `MARGIN` above the random one), `not decodable`, or `undecided`. Decodable: the
-    selectivity's interval above `MARGIN`.
+    interval of either swap above the random one's), `decodable, not used` (decodable, and the swaps'
+    intervals less than `MARGIN` above the random one, of those whose positive control works), `not decodable`, or
+    `undecided`. Decodable: the selectivity's interval above `MARGIN`. The positive control of a kind of swap: some
+    layer at which it exchanges the `answer` in more than half of the pairs (`controls`).
     """
     keys = [*SUBJECT, "site", "variable"]
     out = _summary(right[right["part"] == "train"], ["right", "selectivity"], ["site", "variable"], options)
@@ -162,18 +166,33 @@ def probe_summary(right: pd.DataFrame, swaps: pd.DataFrame, ablations: pd.DataFr
             part = _summary(table[table["basis"] == basis], [value], ["site", "variable"], options)
             renamed = {value: name, f"{value}_low": f"{name}_low", f"{value}_high": f"{name}_high"}
             out = out.merge(part.rename(columns=renamed)[[*keys, *renamed.values()]], on=keys, how="left")
-    out["reading"] = [_reading(row) for row in out.to_dict("records")]
+    works = controls(out)
+    out["reading"] = [_reading(row, works[tuple(row[k] for k in SUBJECT)]) for row in out.to_dict("records")]
     return out
 
 
-def _reading(row: dict[str, Any]) -> str:
+SWAPS = ("swap", "swap_pattern")
+
+
+def controls(probes: pd.DataFrame) -> dict[tuple[str, ...], list[str]]:
+    """Kinds of swap that pass their positive control, by subject: after the last layer only the unembedding reads
+    the answer, so that a swap which moves what is read has to exchange it there. One that fails shows nothing by
+    leaving another variable as it is (a probe's own directions may be such along which activations hardly vary)."""
+    out = {}
+    for key, part in probes.groupby(SUBJECT, sort=False):
+        answers = part[part["variable"] == "answer"]
+        out[key] = [name for name in SWAPS if (answers[f"{name}_low"] > 0.5).any()]
+    return out  # pyright: ignore[reportReturnType]
+
+
+def _reading(row: dict[str, Any], works: Sequence[str] = SWAPS) -> str:
     if row["selectivity_high"] < MARGIN:
         return "not decodable"
     if not row["selectivity_low"] > MARGIN:
         return UNDECIDED
     if max(row["swap_low"], row["swap_pattern_low"]) > row["swap_random_high"]:
         return "used"
-    failed = max(row["swap_high"], row["swap_pattern_high"]) < row["swap_random"] + MARGIN
+    failed = bool(works) and all(row[f"{name}_high"] < row["swap_random"] + MARGIN for name in works)
     return "decodable, not used" if failed else UNDECIDED
 
 
@@ -237,7 +256,7 @@ def agreement_cells(
     trained = edits[edits["model"] == "trained"]
     keys = [*SUBJECT, "run", "region", "block", "id", "row", "col"]
     cells = trained.groupby(keys, as_index=False)["follows"].mean().rename(columns={"follows": "follow"})
-    solved = behaviour[["run", "id", "correct"]].astype({"correct": float})
+    solved = behaviour[["run", "id", "correct"]].drop_duplicates(["run", "id"]).astype({"correct": float})
     cells = cells.merge(solved, on=["run", "id"], how="left")
     index = removal_index(removal)
     if index is None:

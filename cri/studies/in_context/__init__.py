@@ -1,0 +1,1 @@
+"""Examples in the prompt instead of training: which of them lead a pretrained model to an answer?"""

@@ -1,0 +1,1 @@
+"""Study: does a model execute the rule that its prompt states?"""

@@ -1,0 +1,1 @@
+"""Study: how many samples of a new rule does a model need?"""
