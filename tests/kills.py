@@ -116,6 +116,12 @@ def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def training_lines(metrics: Path) -> list[str]:
+    """The lines of a run's `metrics.jsonl` that two trainings share: of evaluations on the way the clock decides how
+    many there are and how many cases they take (`cri.training.budget`)."""
+    return [line for line in metrics.read_text().splitlines() if "loss" in json.loads(line)]
+
+
 def results(out: Path) -> dict[str, str]:
     """Checksums of tables, weights and figures below `out`."""
     found = {}
@@ -125,6 +131,8 @@ def results(out: Path) -> dict[str, str]:
         data = path.read_bytes()
         if path.name.startswith("runs.csv"):
             data = pd.read_csv(path).drop(columns=TIMED).to_csv().encode()
+        if path.name == "metrics.jsonl":
+            data = "\n".join(training_lines(path)).encode()
         found[str(path.relative_to(out))] = hashlib.sha256(data).hexdigest()
     return found
 

@@ -39,6 +39,18 @@ def test_equal_to_run_with_cache_case_by_case(opened):
             assert np.allclose(found[site][i], cache[site.hook][0, position].flatten().numpy(), atol=1e-5), site
 
 
+def test_sites_of_every_other_layer_end_with_the_last():
+    config = RunConfig(model="mini", task_params={"size": 12}, split="random")
+    materials = prepare(config)
+    bridge = to_bridge(materials.model, materials.tokenizer)
+    every = [site.hook for site in residual_sites(bridge)]
+    assert [site.hook for site in residual_sites(bridge, 1)] == every
+    assert [site.hook for site in residual_sites(bridge, 2)] == [every[0], *every[2::2]]
+    assert [site.hook for site in residual_sites(bridge, 9)] == [every[0], every[-1]]
+    with pytest.raises(CriError, match="apart: 0"):
+        residual_sites(bridge, 0)
+
+
 def test_streamed_to_disk_above_the_limit(opened, tmp_path):
     bridge, tokens = opened
     sites = residual_sites(bridge)

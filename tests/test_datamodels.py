@@ -84,3 +84,14 @@ def test_resamples_refuse_what_has_no_interval():
         resamples(10, np.zeros(5, dtype=int))
     with pytest.raises(CriError, match="n_subsets"):
         resamples(1, np.arange(5))
+
+
+def test_subsets_with_as_many_cases_of_a_group_share_a_rank():
+    rng = np.random.default_rng(0)
+    counted = (rng.random((811, 4)) < 0.03).astype(float) * 0.1  # no binary fraction: sums round
+    kept = np.zeros((100, 811), dtype=bool)
+    for row in kept:
+        row[rng.choice(811, 405, replace=False)] = True
+    sums = subset_sums(counted, kept)
+    for query in range(4):
+        assert len(np.unique(sums[:, query])) == len(np.unique(kept @ (counted[:, query] > 0).astype(int)))

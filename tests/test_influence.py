@@ -304,6 +304,19 @@ def test_non_finite_model_is_refused():
             call()
 
 
+def test_a_block_without_any_gradient_adds_nothing():
+    """The first factor of a fresh adapter: what its product is multiplied by is 0."""
+    torch.manual_seed(0)
+    model, train, test = gpt2(), sequences(5, 20, 1), sequences(3, 20, 2)
+    names = ["transformer.h.0.mlp.c_fc.weight", "transformer.h.0.mlp.c_proj.weight"]
+    with torch.no_grad():
+        model.get_parameter(names[1]).zero_()
+    both, second = (influence(model, fit_ekfac(model, train, parameters=p, **QUIET), train, test, **ASKED)
+                    for p in (names, names[1:]))  # fmt: skip
+    assert np.abs(second).max() > 0
+    np.testing.assert_allclose(both, second, rtol=1e-4)
+
+
 def test_bad_arguments_are_named():
     model, train, test = gpt2(), sequences(5, 20, 1), sequences(3, 20, 2)
     fisher = fit_ekfac(model, train, **QUIET)

@@ -598,6 +598,12 @@ def test_a_probe_finds_what_is_there_and_no_control():
         iv.fit_probe(x, np.zeros(600, dtype=int))
     basis = iv.random_basis(10, 4)
     assert np.allclose(basis.T @ basis, np.eye(4))
+    same = iv.fit_probe(np.ones((600, 10)), labels)  # as at the last prompt token of the embedding
+    assert same.pattern.shape == (10, 0)
+    assert iv.random_basis(*same.pattern.shape).shape == (10, 0)
+    for wrong in ({"d": 0, "k": 1}, {"d": 5, "k": -1}):
+        with pytest.raises(CriError, match="is not allowed"):
+            iv.random_basis(**wrong)
 
 
 @pytest.mark.parametrize("variable", ["units", "tens", "carry", "answer"])
@@ -612,6 +618,30 @@ def test_probe_labels_and_their_control(variable):
         assert pd.DataFrame({"key": keys, "label": values}).groupby("key")["label"].nunique().max() == 1
     with pytest.raises(CriError, match="has no probe labels"):
         iv.probe_labels(make_task("chicken_rabbit"), variable)
+
+
+def test_a_planted_variable_is_exchanged_along_its_means_not_along_a_probes_own_directions():
+    """What is read lies in large, noisy directions; a small exact copy that nothing reads is what the probe takes."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 900)
+    directions = np.linalg.qr(rng.standard_normal((10, 10)))[0]
+    read, copy = directions[:3], directions[3:6]
+    x = 3 * read[labels] + 0.05 * copy[labels] + rng.standard_normal((900, 3)) @ read
+    probe = iv.fit_probe(x, labels, ridge=1e-6)
+    base, source = np.arange(450), np.arange(450, 900)
+    differ = labels[base] != labels[source]
+
+    def exchanged(basis: np.ndarray) -> float:
+        """How often a reader of the large directions says the source's label after the exchange."""
+        mixed = x[base] + (x[source] - x[base]) @ basis @ basis.T
+        said = (mixed @ read.T).argmax(1)
+        return float((said == labels[source])[differ].mean())
+
+    whole, chance = exchanged(np.eye(10)), exchanged(np.zeros((10, 1)))
+    assert whole > 0.9
+    assert exchanged(probe.pattern) > whole - 0.05  # the positive control
+    assert exchanged(probe.basis) < chance + 0.05
+    assert exchanged(iv.random_basis(10, 2)) < 0.5
 
 
 def test_probes_swaps_and_ablations_of_a_run(tiny_run):
@@ -641,3 +671,25 @@ def test_texts_end_where_their_tokens_end(scratchpad):
     [(ids, ends)] = going_on.encode_with_ends(scratchpad.tokenizer, [text])
     assert ids == encode_texts(scratchpad.tokenizer, [text])[0]
     assert [scratchpad.tokenizer.decode(ids[: i + 1]) for i in range(len(ids))] == [text[:e] for e in ends]
+
+
+def test_one_pass_and_decoding_go_on_alike(scratchpad, monkeypatch):
+    """Texts that the model writes by itself are told by one pass, others decoded from near where they part: as if all
+    were decoded from their cuts."""
+    cases = list(range(0, scratchpad.task.n_cases, 9))
+    texts = [scratchpad.format.completion(scratchpad.task, *scratchpad.task.operands[i]) for i in cases]
+    own = scratchpad.predictions["completion"].tolist()  # what it writes: one pass suffices
+    starts = [(i, text, len(text) // 2) for i, text in zip(cases, texts, strict=True)]
+    starts += [(i, own[i], 1) for i in cases if going_on.encodable(scratchpad.tokenizer, own[i])]
+    prompts = [
+        "7+8=",
+        *[scratchpad.format.prompt(scratchpad.task, *scratchpad.task.operands[i]) for i, *_ in starts[1:]],
+    ]
+    fast = going_on.continuations(scratchpad, starts, prompts=prompts)
+    monkeypatch.setattr(going_on, "agreed_until", lambda model, tokens: tokens.prompt_lengths)
+    monkeypatch.setattr(going_on, "_BLOCK", 1)  # none is told by one pass, each is decoded from its own cut
+    slow = going_on.continuations(scratchpad, starts, prompts=prompts)
+    assert fast == slow
+    assert 0 < sum(done for _, done in slow) < len(slow)
+    assert any(text != start[1] for (text, _), start in zip(slow, starts, strict=True))
+    assert any(text == start[1] for (text, _), start in zip(slow, starts, strict=True))

@@ -105,9 +105,13 @@ def replicas() -> list[Replica]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "way", [{"jobs": 2}, pytest.param({"backend": "ray"}, marks=NEEDS_RAY)], ids=["two processes", "ray"]
+    ("method", "way"),
+    [
+        pytest.param("processes", {"jobs": 2}, id="processes-two processes"),
+        pytest.param("processes", {"backend": "ray"}, id="processes-ray", marks=NEEDS_RAY),
+        pytest.param("stacked", {"jobs": 2}, id="stacked-two processes"),  # Ray is given the same jobs as above
+    ],
 )
-@pytest.mark.parametrize("method", ["processes", "stacked"])
 def test_a_bank_does_not_depend_on_where_its_parts_are_trained(method, way, replicas, tmp_path):
     options = {"device": "cpu", "method": method, "progress": False}
     expected = load_bank(train_replicas(BANK, replicas, tmp_path / "here", jobs=1, **options))

@@ -45,6 +45,27 @@ def test_tables_agree_with_the_runs(study):
     assert regions.groupby("split")["n"].sum().eq(2 * 576).all()
 
 
+def test_finished_runs_are_mapped_as_they_are(study, tmp_path):
+    config, folder = study
+    paths = tuple(train_run(c, config.runs, progress=False) for c in config.run_configs())
+    used = dataclasses.replace(config, use=paths, samples=0, out=tmp_path, runs=tmp_path / "none")
+    again, first = (pd.read_csv(f / "cases.csv", keep_default_na=False) for f in (run(used), folder))
+    pd.testing.assert_frame_equal(again, first.drop(columns="sampled"))
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(CriError, match=r"use: .* has size 24 and half side 3; give --size 24 --half-side 3"):
+        run(dataclasses.replace(used, size=30))
+
+
+def test_runs_that_differ_in_more_than_their_seed_are_not_averaged(tmp_path):
+    """Two runs of the same task, format and split, with other positions each."""
+    (first, *_) = PRESETS["test"].run_configs()
+    base = first.replace(model="nano-rope", steps=2)
+    paths = tuple(train_run(base.replace(positions=kind), tmp_path, progress=False) for kind in ("plain", "none"))
+    config = dataclasses.replace(PRESETS["test"], use=paths, out=tmp_path)
+    with pytest.raises(CriError, match="would be averaged in one map"):
+        run(config)
+
+
 def test_figures_come_from_the_tables_alone(study, tmp_path):
     _, folder = study
     drawn = draw(folder, tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from cri.config import RunConfig, TrainConfig
 from cri.errors import CorruptRunError, CriError
 from cri.storage import file_sha256, read_json
 from cri.training.runs import load_run, train_run
+from tests.kills import training_lines
 
 CONFIG = RunConfig(
     task_params={"size": 10}, split_params={"half_side": 1}, train=TrainConfig(steps=60, batch_size=32, lr=2e-3)
@@ -132,7 +134,8 @@ def drive(config: RunConfig, out: Path, *arguments: str) -> dict[str, int]:
 
 def results(out: Path) -> dict[str, str]:
     (folder,) = (path for path in out.iterdir() if path.is_dir())
-    return {name: file_sha256(folder / name) for name in RESULTS}
+    training = hashlib.sha256("\n".join(training_lines(folder / "metrics.jsonl")).encode()).hexdigest()
+    return {name: file_sha256(folder / name) for name in RESULTS} | {"metrics.jsonl": training}
 
 
 def resume(folder: Path) -> Path:

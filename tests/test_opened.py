@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import time
@@ -331,3 +332,18 @@ def test_the_command_answers_at_once(words: list[str], tmp_path: Path) -> None:
     )  # fmt: skip
     assert modules.stdout.splitlines()[-1] == "[]"
     assert min(seconds) < 5  # within a second on a quiet machine
+
+
+def test_a_run_that_kept_a_sample_of_its_answers_answers_every_case(run: cri.OpenRun) -> None:
+    """As runs of long texts do: nothing is looked up by a case's place in the sample."""
+    kept = run.predictions.iloc[[100, 3, 50]].sort_values("id")
+    partly = dataclasses.replace(run, predictions=kept.reset_index(drop=True))
+    whole = run.predictions.set_index("id", drop=False)
+    asked = [7, 3, 143, 100]
+    found = partly.decoded(asked)
+    assert found["id"].tolist() == asked
+    assert found["prediction"].tolist() == whole.loc[asked, "prediction"].tolist()
+    assert np.array_equal(partly.explained(asked, "prediction").ids, run.explained(asked, "prediction").ids)
+    assert partly.nearest(7, k=3).equals(run.nearest(7, k=3))
+    shown = np.ma.asarray(partly.map(np.arange(144.0)).images[0].get_array())
+    assert sorted(shown[np.isfinite(shown)].tolist()) == [3, 50, 100]

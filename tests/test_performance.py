@@ -18,9 +18,12 @@ from cri.config import RunConfig
 from cri.errors import CriError, MissingDependencyError
 from cri.evaluation.decoding import decode
 from cri.storage import read_json, verify
+from cri.studies.common.memory import peak_memory
+from cri.studies.performance import pretrained
 from cri.studies.performance.baselines import kronfluence_scores, timed_generate
 from cri.studies.performance.config import PRESETS, PerformanceConfig
 from cri.studies.performance.parts import PARTS
+from cri.studies.performance.pretrained import alone
 from cri.studies.performance.rows import quickest, row
 from cri.studies.performance.study import run
 from cri.training.setup import prepare
@@ -37,7 +40,12 @@ def measured(folder, *parts: str) -> pd.DataFrame:
 
 
 def check(table: pd.DataFrame) -> None:
-    """Every row has its seconds; where there is a baseline, its seconds, its extent and the ratio too."""
+    """Every row has its seconds; where there is a baseline, its seconds, its extent and the ratio too. A profile has
+    shares instead, which make up the whole."""
+    profile = table["work"].str.startswith("profile")
+    for note in table.loc[profile, "note"]:
+        assert sum(float(share) for share in re.findall(r" (\d\.\d\d)", note)) == pytest.approx(1, abs=0.03)
+    table = table[~profile]
     assert np.isfinite(table["ours_s"]).all()
     assert (table["ours_s"] > 0).all()
     against = table[table["baseline"].notna()]
@@ -89,7 +97,38 @@ def test_traces_are_decoded_on_the_same_cases_and_end(cheap):
 
 @pytest.mark.slow
 def test_training_parts(tmp_path):
-    check(measured(tmp_path, "nano", "paper", "traces", "growth"))
+    check(measured(tmp_path, "nano", "paper", "traces", "rule_traces", "growth"))
+
+
+@pytest.mark.slow
+def test_a_pretrained_model_is_measured_in_processes_of_its_own(tmp_path, monkeypatch):
+    kinds = []
+
+    def first_of_its_kind(function, *args):
+        """A process imports for ten seconds, so the second and further measurements of a kind are made in this one."""
+        kinds.append(function.__name__)
+        return (alone if kinds.count(function.__name__) == 1 else lambda f, *a: f(*a))(function, *args)
+
+    monkeypatch.setattr(pretrained, "alone", first_of_its_kind)
+    table = measured(tmp_path, "pretrained")
+    check(table)
+    assert kinds == ["measure_steps"] * 4 + ["measure_run"]
+    assert table["baseline"].notna().tolist() == [True, True, False]
+    for note in table["note"]:
+        for held in re.findall(r"(\S+) GiB", note):
+            assert 0.1 < float(held) < 4  # torch alone takes more than the first
+
+
+def test_peak_memory_is_that_of_the_process_itself():
+    held = bytearray(b"x") * (300 << 20)
+    assert peak_memory() > 300 << 20
+    assert alone(peak_memory) < 200 << 20  # a new process has not what this one holds
+    del held
+    grown = "from cri.studies.common.memory import peak_memory as p; a = p(); b = bytearray(b'x') * (200 << 20); "
+    done = subprocess.run(
+        [sys.executable, "-c", grown + "print(p() - a)"], capture_output=True, text=True, check=True
+    )  # fmt: skip
+    assert 190 << 20 < int(done.stdout) < 260 << 20
 
 
 @pytest.mark.slow
@@ -216,7 +255,14 @@ def test_a_part_that_fails_at_once_leaves_a_record_that_can_be_read(parts, tmp_p
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("size", "1"), ("paper-model", "bogus"), ("replicas", "0"), ("repeats", "-1"), ("attribution-cases", "0 4")],
+    [
+        ("size", "1"),
+        ("paper-model", "bogus"),
+        ("replicas", "0"),
+        ("repeats", "-1"),
+        ("pretrained-steps", "0"),
+        ("attribution-cases", "0 4"),
+    ],
 )
 def test_a_bad_value_is_one_line_before_anything_is_measured(parts, tmp_path, capsys, field, value):
     arguments = ["test", f"--{field}", *value.split(), "--parts", "first", "--out", str(tmp_path / "record")]

@@ -3,6 +3,7 @@ and the answer must rest on them: without them it is another."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -48,7 +49,13 @@ def planted():
     models = {}
     for name, train_ids in (("with", np.concatenate([grid, copies])), ("without", grid)):
         model = initial_of(materials, 0)
-        Trainer(model, both, train_ids, CONFIG.train).run(CONFIG.train.steps)
+        trainer = Trainer(model, both, train_ids, CONFIG.train)
+        if name == "with":
+            said = int(both.ids[copies[0], both.prompt_lengths[copies[0]]])
+            while answer(model.eval(), both, asked) != said and trainer.step < CONFIG.train.steps:
+                trainer.run(trainer.step + 10)
+            models["just learnt"] = copy.deepcopy(model)
+        trainer.run(CONFIG.train.steps)
         models[name] = model.eval()
     models["random"] = initial_of(materials, 0).eval()
     return materials, both, grid, copies, asked, models
@@ -62,14 +69,17 @@ def test_the_answer_rests_on_the_copies(planted):
     assert said["random"] != FALSE
 
 
-@pytest.mark.parametrize(("method", "strangers"), [("GradDot", 1), ("GradCos", 0), ("EK-FAC", 0)])
-def test_attribution_finds_the_copies_in_the_trained_model_only(planted, method, strangers):
-    """Explained is what each model answers to the question, as in the studies. GradDot, which favours whatever is
-    learnt worst, may put one other case first."""
+@pytest.mark.parametrize(
+    ("method", "moment", "strangers"),
+    [("GradDot", "just learnt", 2 * K), ("GradCos", "with", 0), ("EK-FAC", "with", 0)],
+)
+def test_attribution_finds_the_copies_in_the_trained_model_only(planted, method, moment, strangers):
+    """Explained is what each model answers to the question, as in the studies. GradDot favours whatever is learnt
+    worst at the moment: strangers come between, and it loses the copies when nothing of them is left to learn."""
     _, tokens, grid, copies, asked, models = planted
     train_ids = np.concatenate([grid, copies])
     found = {}
-    for name in ("with", "random"):
+    for name in (moment, "random"):
         query = tokens[np.array([asked])]
         query = dataclasses.replace(query, ids=query.ids.clone(), target="prediction")
         query.ids[0, query.prompt_lengths[0]] = answer(models[name], tokens, asked)
@@ -82,5 +92,5 @@ def test_attribution_finds_the_copies_in_the_trained_model_only(planted, method,
             scores = both.dot if method == "GradDot" else both.cos
         top = train_ids[np.argsort(-scores[:, 0], kind="stable")[: K + strangers]]
         found[name] = int(np.isin(top, copies).sum())
-    assert found["with"] == K
+    assert found[moment] == K
     assert found["random"] <= K // 2

@@ -13,8 +13,8 @@ import pytest
 
 from cri import plots
 from cri.errors import CriError
+from cri.plots import marginal
 from cri.plots import retraining as removals
-from cri.plots import worth
 from cri.statistics import GROUPS
 from cri.tasks import TASKS
 
@@ -58,8 +58,9 @@ EFFECTS = pd.DataFrame(
     ]
 )
 INDEX = pd.DataFrame(
-    {"group": ["planted", "addition", "addition"], "name": ["cases", "square", "random"], "cri": [0.9, -0.2, np.nan],
-     "cri_low": [0.7, -0.6, np.nan], "cri_high": [1, 0.3, np.nan], "reading": ["nearby cases", "undecided", np.nan]}
+    {"group": ["planted", "addition", "addition"], "name": ["cases", "square", "random"],
+     "difference": [9.0, -0.2, np.nan], "difference_low": [3.0, -0.6, np.nan], "difference_high": [20, 0.3, np.nan],
+     "reading": ["nearby cases", "undecided", np.nan]}
 )  # fmt: skip
 DESIGNS = pd.DataFrame(
     {
@@ -99,7 +100,7 @@ FOLLOW = pd.DataFrame(
 )  # fmt: skip
 PLOTS: dict[str, Callable[..., Any]] = {
     "removal_effects": lambda ax=None: removals.removal_effects(EFFECTS, ax),
-    "index_strip": lambda ax=None: removals.index_strip(INDEX, INDEX, ax),
+    "difference_strip": lambda ax=None: removals.difference_strip(INDEX, INDEX, ax),
     "design_accuracy": lambda ax=None: removals.design_accuracy(DESIGNS, ax),
     "quality_bars": lambda ax=None: removals.quality_bars(QUALITY, ax, ceiling=0.6),
     "quality_points": lambda ax=None: removals.quality_points(QUALITY, ax, ceilings=(0.6,)),
@@ -205,14 +206,14 @@ def test_models_that_learnt_nothing_are_crossed_out_and_the_default_square_is_fr
     assert names.count(removals.POOR) == 1
 
 
-def test_every_group_of_indices_has_a_header_row_and_every_case_its_place() -> None:
+def test_every_group_of_differences_has_a_header_row_and_every_case_its_place() -> None:
     _, axes = plots.figure()
-    ax = removals.index_strip(INDEX, INDEX[1:2], axes[0, 0])
+    ax = removals.difference_strip(INDEX, INDEX[1:2], axes[0, 0])
     assert ax.get_yticks().tolist() == [1, 3, 4]
     assert [text.get_text() for text in ax.texts] == ["planted", "addition"]
     (dots,) = (c for c in ax.collections if c.get_label() == "dot: one test case")
     assert np.round(np.asarray(dots.get_offsets())).tolist() == [[-0.0, 3.0]]
-    control = removals.index_strip(INDEX, ax=plots.figure()[1][0, 0], pale=True)
+    control = removals.difference_strip(INDEX, ax=plots.figure()[1][0, 0], pale=True)
     assert control.get_ylim() == ax.get_ylim()
 
 
@@ -241,9 +242,10 @@ def test_saved_twice_is_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_kinds_without_cases_are_left_out():
-    table = pd.DataFrame({"group": list(worth.KINDS), "effect": 1.0, "low": 0.5, "high": 2.0, "size": 3.0})
+    table = pd.DataFrame({"group": list(marginal.KINDS), "effect": 1.0, "low": 0.5, "high": 2.0, "size": 3.0})
     table.loc[table["group"] == "mirror_same_answer", "size"] = 0.0
-    ax = worth.worth_points(table)
+    ax = marginal.marginal_effects(table)
+    assert [text.get_text() for text in ax.texts] == ["3.0"] * (len(marginal.KINDS) - 1)  # and how many there are
     drawn = [len(container.lines[0].get_xdata()) for container in ax.containers]
-    assert drawn == [int(kind != "mirror_same_answer") for kind in worth.KINDS]
-    assert [label.get_text() for label in ax.get_yticklabels()] == [label for label, _ in worth.KINDS.values()]
+    assert drawn == [int(kind != "mirror_same_answer") for kind in marginal.KINDS]
+    assert [label.get_text() for label in ax.get_yticklabels()] == [label for label, _ in marginal.KINDS.values()]

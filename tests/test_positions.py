@@ -15,7 +15,9 @@ from cri.evaluation.decoding import decode
 from cri.formats import make_format
 from cri.models.attention import unmasked
 from cri.models.loading import to_bridge
-from cri.models.positions import Positions, position_options, positions_of
+from cri.models.position_options import position_options
+from cri.models.positions import Positions, positions_of
+from cri.models.rotary import FEW_WITHIN_LINE, WITHIN_LINE, rope_parameters
 from cri.storage import config_hash
 from cri.tasks import make_task
 from cri.training.setup import Materials, prepare, run_positions
@@ -36,6 +38,8 @@ KINDS = [
     ("random", {"longest": 2048}),
     ("structured", {}),
     ("structured", {"newest": True}),
+    ("structured", {"reach": 2, "span": 27}),
+    ("structured", {"reach": 1, "own": True, "ends": True}),
     ("structured", {"window": 0, "bands": False}),
     ("structured", {"index": False, "columns": 64, "window": 3}),
 ]
@@ -44,6 +48,19 @@ EACH_KIND = pytest.mark.parametrize(("kind", "params"), KINDS, ids=lambda value:
 
 def _materials(kind: str, params: dict[str, object], **changes: object) -> Materials:
     return prepare(RFFT.replace(positions=kind, position_params=params, **changes))
+
+
+def _agreed_logits(materials: Materials, ids: torch.Tensor) -> torch.Tensor:
+    """Logits that Hugging Face's attention, ours and the bridge's agree in."""
+    model = materials.model
+    with torch.no_grad():
+        plain = model(input_ids=ids).logits
+        with unmasked(model):
+            own = model(input_ids=ids).logits
+        bridged = to_bridge(model, materials.tokenizer)(ids)
+    assert (own - plain).abs().max() < 1e-5
+    assert (bridged - plain).abs().max() < 1e-5
+    return plain
 
 
 def _walk(texts: list[str], start: int) -> list[tuple[int, int, int]]:
@@ -121,17 +138,76 @@ def test_window_and_newest_value():
     assert not bool(allowed[0, 0].triu(1).any())
 
 
+def _side_lobe(turns: tuple[int, ...]) -> tuple[float, int]:
+    """The largest mean cosine at another position than the one sought, and the nearest such position."""
+    offsets = np.arange(1, 129)
+    kernel = np.cos(2 * np.pi * np.outer(offsets, turns) / 256).mean(1)
+    return float(kernel.max()), int(offsets[kernel.argmax()])
+
+
+def test_wider_heads_tell_positions_better_apart():
+    assert _side_lobe(FEW_WITHIN_LINE) == (pytest.approx(0.53, abs=0.005), 10)
+    assert _side_lobe(WITHIN_LINE)[0] == pytest.approx(0.22, abs=0.005)
+    for head_size, turns in ((32, FEW_WITHIN_LINE), (64, WITHIN_LINE)):
+        made = rope_parameters(256, head_size)
+        plain = 10_000.0 ** -(np.arange(head_size // 2) / (head_size // 2))
+        angles = plain / np.array(made["long_factor"])
+        assert angles[: len(turns)] * 256 / (2 * np.pi) == pytest.approx(np.array(turns))
+        assert (angles[len(turns) :] * 256 < 2).all()  # these see lines
+
+
+def test_wide_heads_open_in_the_bridge():
+    materials = _materials("structured", {"reach": 2}, model="sharp-rope")
+    assert materials.model.config.head_dim == 64
+    _agreed_logits(materials, materials.tokens.ids[-2:])
+
+
+def _listed(texts):
+    """Whether each token stands in a list: between brackets, or in an operand of the question."""
+    listed, inside = [], False
+    for text in texts:
+        if text == "[" or (text == "\n" and not any(listed)) or (text == "+" and inside):
+            inside = True
+        elif text.endswith("=") or "\n" in text or text == "return ":
+            inside = False
+        listed.append(inside)
+    return listed
+
+
+@pytest.mark.parametrize(("own", "ends"), [(False, False), (True, False), (True, True)])
+def test_items_of_lists_see_near_columns_and_structure_their_ends(own, ends):
+    materials = _materials("structured", {"window": 0, "reach": 2, "own": own, "ends": ends})
+    positions, tokens = positions_of(materials.model), materials.tokens
+    assert positions is not None
+    row = tokens.ids[-1:, : int(tokens.lengths[-1])]
+    _, allowed, _ = positions.advance(row, positions.begin(1, row.device, torch.tensor([3])))
+    texts = [positions.vocabulary[i] for i in row[0].tolist()]
+    bands, columns = zip(*[(band, column) for _, band, column in _walk(texts, 3)], strict=True)
+    listed = _listed(texts)
+    last, end = [0] * len(texts), 0  # the last column of the list that a token stands in
+    for k in reversed(range(len(texts))):
+        starts_after = k + 1 < len(texts) and listed[k + 1] and columns[k + 1] <= columns[k]
+        if listed[k] and (k + 1 == len(texts) or not listed[k + 1] or starts_after):
+            end = columns[k]
+        last[k] = end
+    hidden = [0, 0, 0]
+    for q in range(len(texts)):
+        for k in range(q + 1):
+            both = listed[q] and listed[k]
+            far = both and abs(columns[q] - columns[k]) > 2
+            foreign = own and both and bands[q] != bands[k]
+            within = ends and not listed[q] and listed[k] and last[k] - columns[k] > 2
+            hidden = [n + h for n, h in zip(hidden, (far, foreign, within), strict=True)]
+            assert bool(allowed[0, 0, q, k]) == (not far and not foreign and not within), (q, k, texts[q], texts[k])
+    assert hidden[0] > 100
+    assert [n > 100 for n in hidden[1:]] == [own, ends]
+
+
 @EACH_KIND
 def test_hugging_face_own_attention_and_bridge_agree(kind, params):
     materials = _materials(kind, params)
     model, ids = materials.model, materials.tokens.ids[-3:]
-    with torch.no_grad():
-        plain = model(input_ids=ids).logits
-        with unmasked(model):
-            own = model(input_ids=ids).logits
-        bridged = to_bridge(model, materials.tokenizer)(ids)
-    assert (own - plain).abs().max() < 1e-5
-    assert (bridged - plain).abs().max() < 1e-5
+    plain = _agreed_logits(materials, ids)
     with torch.no_grad():
         ordered = model(input_ids=ids, position_ids=torch.arange(ids.shape[1])[None].expand(3, -1)).logits
     assert (ordered - plain).abs().max() > 1e-4  # positions matter
@@ -230,6 +306,12 @@ def test_scratchpad_states_line_up():
         (["--format", "scratchpad", "--tokenizer", "list"], "need the tokenizer digit"),
         (["--format", "rfft", "--tokenizer", "list", "--position-params", "columns=4", "span=0"], "more than the 4"),
         (["--format", "rfft", "--tokenizer", "list", "--position-params", "wide=4"], "bands, index, span"),
+        (["--format", "rfft", "--tokenizer", "list", "--position-params", "ends=true"], "needs position_params.reach"),
+        (
+            ["--format", "rfft", "--tokenizer", "list", "--position-params", "own=true", "bands=false"],
+            "needs position_params.bands",
+        ),
+        (["--format", "rfft", "--tokenizer", "list", "--position-params", "reach=-2"], "position_params.reach"),
         (["--format", "rfft", "--tokenizer", "list", "--position-params", "window=-1"], "position_params.window"),
         (["--task", "linear_regression", "--format", "rfft", "--tokenizer", "list"], "not of the form a+b="),
     ],
@@ -255,17 +337,3 @@ def test_random_positions_hold_half_of_their_range():
         positions.inputs(torch.zeros(1, 40, dtype=torch.long))
     with pytest.raises(CriError, match="plain, none, random, structured"):
         position_options("rotary", {})
-
-
-def test_patching_by_layers_refuses_positions_that_it_would_leave_out() -> None:
-    from cri.interventions.pairs import Pairs
-    from cri.interventions.patching import patch_map
-    from cri.models.loading import to_bridge
-
-    made = _materials("structured", {})
-    length = int(made.tokens.prompt_lengths[0])
-    ids, cases = made.tokens.ids[:1, :length], np.zeros(1, dtype=np.int64)
-    next_token = made.tokens.ids[:1, length : length + 1]
-    pairs = Pairs(ids, ids, length - 1, next_token, next_token, next_token, cases, cases, "digit", 0, [""] * length)
-    with pytest.raises(CriError, match=r"^positions: patching"):
-        patch_map(made.model, to_bridge(made.model, made.tokenizer), pairs)

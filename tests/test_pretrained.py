@@ -183,23 +183,76 @@ def test_smollm2_loads_trains_decodes_and_opens_in_transformer_lens():
     assert decoded.ids.shape[0] == 8
 
 
-@pytest.mark.slow
-@smollm2
-def test_smollm2_with_adapters_resumes_and_merges(tmp_path, monkeypatch):
-    config = CONFIG.replace(lora=True, task_params={"size": 6}, split_params={"half_side": 1})
+def test_adapters_of_smollm2_s_architecture_resume_and_merge(tmp_path, interrupt_training):
+    """The same blocks and names as SmolLM2's, a thousandth of its size; `tests/test_lean.py` has GPT-2's."""
+    own = {"task_params": {"size": 6}, "split_params": {"half_side": 1}}
+    start = RunConfig(model="nano-rope", train=TrainConfig(steps=2, batch_size=16), **own)
+    base = load_run(train_run(start, tmp_path / "base", device="cpu", evals=0, progress=False))
+    assert base.model.config.model_type == "llama"
+    config = CONFIG.replace(model=str(base.path / "model"), lora=True, **own)
     options = {"device": "cpu", "checkpoint_every": 3, "evals": 1, "progress": False}
     whole = load_run(train_run(config, tmp_path / "a", **options))
-    real, stopped = Trainer.run, []
-
-    def run(self, until, *args, **keywords):
-        if self.step >= 3 and not stopped:
-            stopped.append(True)
-            raise KeyboardInterrupt
-        real(self, until, *args, **keywords)
-
-    monkeypatch.setattr(Trainer, "run", run)
+    interrupt_training(3)
     with pytest.raises(KeyboardInterrupt):
         train_run(config, tmp_path / "b", **options)
     again = load_run(train_run(config, tmp_path / "b", **options))
     for (name, a), (_, b) in zip(whole.model.named_parameters(), again.model.named_parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_a_model_over_memory_is_named_before_it_is_loaded(tiny_run, tmp_path):
+    """Only a config is there: nothing is read that would need the memory."""
+    folder = shutil.copytree(tiny_run.path / "model", tmp_path / "huge")
+    (folder / "model.safetensors").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_embd": 65536, "n_layer": 400}))
+    with pytest.raises(
+        CriError, match=r"model: '.*huge' is too large here; its [\d,]+ parameters would need about .*GiB"
+    ):
+        load_pretrained(str(folder))
+    with pytest.raises(CriError, match=r"with the gradient and AdamW's moments of what is trained"):
+        prepare(_on(folder))
+
+
+def test_a_model_that_fits_only_as_adapters_says_so(tiny_run, monkeypatch):
+    """Training all of it needs four times its weights, adapters little more than these."""
+    n = sum(p.numel() for p in tiny_run.model.parameters())
+    monkeypatch.setattr("cri.checks.machine_memory", lambda: 8 * n)
+    with pytest.raises(CriError, match="is too large here"):
+        prepare(_on(tiny_run.path / "model"))
+    monkeypatch.setattr("cri.training.setup.check_steps", lambda train: None)
+    assert prepare(_on(tiny_run.path / "model", lora=True)).model is not None
+
+
+def _with_vocabulary(folder, change) -> None:
+    file = folder / "tokenizer.json"
+    data = json.loads(file.read_text())
+    change(data)
+    file.write_text(json.dumps(data))
+
+
+def test_a_tokenizer_without_digits_is_one_line(tiny_run, tmp_path):
+    folder = shutil.copytree(tiny_run.path / "model", tmp_path / "model")
+
+    def forget(data):
+        data["model"]["vocab"] = {t: i for t, i in data["model"]["vocab"].items() if t not in ("3", "7")}
+
+    _with_vocabulary(folder, forget)
+    with pytest.raises(CriError, match=r"tokenizer: .* cannot write the digits 3, 7, so its model cannot answer"):
+        prepare(_on(folder))
+
+
+def test_a_prompt_that_does_not_tokenise_alone_as_in_context_is_one_line(tiny_run, tmp_path):
+    """Here "=1" is one token, so that the prompt's last token is another one before an answer that begins with 1."""
+    folder = shutil.copytree(tiny_run.path / "model", tmp_path / "model")
+
+    def join(data):
+        pattern = data["pre_tokenizer"]["pattern"]
+        pattern["Regex"] = "=1|" + pattern["Regex"]
+        data["model"]["vocab"]["=1"] = data["model"]["vocab"].pop("520")
+
+    _with_vocabulary(folder, join)
+    with pytest.raises(
+        CriError, match=r"tokenizer: the prompt '0\+1=' ends in the tokens .*'='\] alone and in .*'=1'\]"
+    ):
+        prepare(_on(folder))

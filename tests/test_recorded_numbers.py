@@ -4,8 +4,8 @@
 or an expression of columns). An empty `aggregate` means one row; `min`, `max`, `mean`, `median`, `sum`, `count` and
 `difference` (first row minus second) summarise several; `mean by seed, design then min` takes the least of the groups'
 means; `share` is that of the rows that the column's expression holds for; `item 2` is the third number of a list in the
-cell. `studies/numbers_elsewhere.csv` lists the few numbers that no table holds, with a command or source. On the pages
-in `WHOLE` every number with a decimal point stands on one of the two lists, as often as it stands on the page.
+cell. `studies/numbers_elsewhere.csv` lists the few numbers that no table holds, with a command or source. On every
+page (`WHOLE`) each number with a decimal point stands on one of the two lists, as often as it stands on the page.
 """
 
 from __future__ import annotations
@@ -23,13 +23,7 @@ from cri.storage.compression import read_table
 ROOT = Path(__file__).parents[1]
 NUMBERS = pd.read_csv(ROOT / "studies" / "numbers.csv", dtype=str, keep_default_na=False)
 ELSEWHERE = pd.read_csv(ROOT / "studies" / "numbers_elsewhere.csv", dtype=str, keep_default_na=False)
-NOT_COVERED = ("studies/explorer/README.md",)
-"""Pages whose numbers are not listed yet."""
-WHOLE = tuple(
-    page
-    for page in ("README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("studies/**/README.md")))
-    if page not in NOT_COVERED
-)
+WHOLE = ("README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("studies/**/README.md")))
 _NUMBER = re.compile(r"(?<![\w.])[−-]?\d+\.\d+(?!\w|\.\d)")
 _WHOLE_NUMBER = re.compile(r"(?<![\w.])[−-]?\d+(?:,\d{3})*(?!\w|\.\d)")
 

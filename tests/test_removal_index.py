@@ -80,7 +80,7 @@ def test_a_removal_without_its_random_control_is_refused():
         effects(table)
 
 
-def test_group_effects_recover_planted_worth():
+def test_group_effects_recover_planted_effects():
     rng = np.random.default_rng(0)
     n_train, n_queries, n_subsets = 200, 24, 120
     codes = rng.integers(0, len(GROUPS), size=(n_train, n_queries)).astype(np.int8)
@@ -88,19 +88,26 @@ def test_group_effects_recover_planted_worth():
     kept = np.zeros((n_subsets, n_train), dtype=bool)
     for row in kept:
         row[rng.choice(n_train, n_train // 2, replace=False)] = True
-    worth = {"near": 0.3, "same_answer": -0.1, "same_operand": 0.0, "same_step": 0.05, "rest": 0.0}
-    value = np.array([worth[g] for g in GROUPS])[codes]
+    planted = {"near": 0.3, "same_answer": -0.1, "same_operand": 0.0, "same_step": 0.05, "rest": 0.0}
+    value = np.array([planted[g] for g in GROUPS])[codes]
     out = kept @ value + 0.5 * rng.normal(size=(n_subsets, n_queries))
     draws = resamples(n_subsets, np.arange(n_queries) // 3, 300)
     found = effects_by_query(codes, kept, out, draws)
     table = group_effects(found, codes, draws).set_index("group")
     assert set(table.index) == set(GROUPS) - {"rest"}
-    for group, planted in worth.items():
+    for group, effect in planted.items():
         if group == "rest":
             continue
-        expected = 10 * planted * (23 / 24 if group == "same_step" else 1)
+        expected = 10 * effect
         assert table.loc[group, "low"] - 0.02 <= expected <= table.loc[group, "high"] + 0.02
         assert table.loc[group, "effect"] == pytest.approx(expected, abs=0.15)
+    # the query without such cases is absent, not an effect of 0
+    assert np.isnan(found["same_step"][:, 0]).all()
+    assert table["n_queries"].to_dict() == {g: 23 if g == "same_step" else 24 for g in table.index}
+    without = np.where(codes == GROUPS.index("same_answer"), GROUPS.index("rest"), codes).astype(np.int8)
+    nowhere = group_effects(effects_by_query(without, kept, out, draws), without, draws).set_index("group")
+    assert nowhere.loc["same_answer", ["effect", "low", "high"]].isna().all()
+    assert nowhere.loc["same_answer", "n_queries"] == nowhere.loc["same_answer", "size"] == 0
     index = dose_index(found, draws)
     assert index["reading"] == "nearby cases"
     assert index["cri_low"] <= (0.3 - 0.05) / (0.3 + 0.05) + 0.02

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from cri.config import RunConfig
 from cri.errors import CriError
 from cri.geometry.planted import HALF_SIDE, PERIODS, planted_subject
 from cri.geometry.written import tokens_given, written
@@ -18,6 +19,8 @@ from cri.storage.compression import read_table
 from cri.studies.representation_geometry.config import PRESETS, Geometry
 from cri.studies.representation_geometry.measures import measure
 from cri.studies.representation_geometry.study import run
+from cri.training.runs import train_run
+from cri.training.setup import prepare
 
 
 @pytest.mark.slow
@@ -58,6 +61,8 @@ def test_the_miniature_study_makes_every_table_and_reuses_it(tmp_path: Path) -> 
         ({"arms": ("straight",)}, "arms"),
         ({"written": ("addition:direct:number",)}, "written"),
         ({"written": ("addition:rfft:list",)}, "written"),
+        ({"every": 0}, "every"),
+        ({"number_models": False}, "number_models"),
     ],
 )
 def test_bad_options_name_their_field(options: dict[str, object], field: str) -> None:
@@ -65,10 +70,21 @@ def test_bad_options_name_their_field(options: dict[str, object], field: str) ->
         Geometry(**options)  # pyright: ignore[reportArgumentType]
 
 
-def materials(**options: object):
-    from cri.config import RunConfig
-    from cri.training.setup import prepare
+def test_finished_runs_are_asked_digit_by_digit(tmp_path: Path) -> None:
+    """Without any model of the study's own, at the last of two layers, and the model before its training beside it."""
+    config = RunConfig(tokenizer="digit", task_params={"size": 24}, split_params={"half_side": 2}).replace(steps=20)
+    path = train_run(config, tmp_path, progress=False)
+    asked = Geometry(
+        number_models=False, planted=False, half_side=2, use_written=(path,), every=2, name="used", out=tmp_path
+    )
+    figures = run(asked)
+    assert [file.name for file in figures if file.suffix == ".png"] == ["representation_geometry_used_digits.png"]
+    patches = read_table(asked.tables("representation_geometry", "used") / "digit_patches.csv")
+    assert set(patches["site"]) == {"blocks.1.hook_resid_mid", "blocks.1.hook_resid_post"}
+    assert set(patches["role"]) == {"trained", "untrained"}
 
+
+def materials(**options: object):
     return prepare(RunConfig(task_params={"size": 24}, split_params={"half_side": 2}).replace(**options))
 
 

@@ -280,7 +280,7 @@ def test_removal_study_from_records_to_figures(bank, tmp_path):
     config = dataclasses.replace(counterfactual_removal.PRESETS["test"], records=bank, out=tmp_path)
     figures = counterfactual_removal.run(config)
     names = {f.stem.removeprefix("counterfactual_removal_test_") for f in figures}
-    assert names == {"index", "dose_index", "effects", "worth"}
+    assert names == {"index", "dose_index", "effects", "marginal"}
     assert all(f.stat().st_size > 0 for f in figures)
     index = pd.read_csv(tmp_path / "studies" / "counterfactual_removal" / "test" / "index.csv")
     assert set(index["model"]) == {"trained", "untrained", "relabelled"}

@@ -46,6 +46,7 @@ def edits_table(n: int, follows: float, model: str = "trained", fmt: str = "scra
 def test_chance_is_what_other_edits_expect():
     table = pd.DataFrame(
         {
+            "task": "addition",
             "run": "r",
             "model": "m",
             "region": "inside",
@@ -152,6 +153,27 @@ def test_a_probes_reading():
         read({**row, "selectivity_low": -0.1, "selectivity_high": 0.01, "swap_low": 0.6, "swap_high": 0.8})
         == "not decodable"
     )
+    # a swap that fails its positive control shows nothing by failing, nor do two
+    dead = {**row, "swap_low": 0.0, "swap_high": 0.0}
+    assert read(dead, ["swap_pattern"]) == "decodable, not used"
+    assert read({**dead, "swap_pattern_high": 0.3}, ["swap"]) == "decodable, not used"
+    assert read({**dead, "swap_pattern_high": 0.3}, ["swap_pattern"]) == "undecided"
+    assert read(dead, []) == "undecided"
+
+
+def test_the_positive_control_of_a_swap_is_the_answer_at_some_layer():
+    names = {"task": "addition", "format": "direct", "tokenizer": "number"}
+    table = pd.DataFrame(
+        {**names, "variable": variable, "swap_low": 0.0, "swap_pattern_low": low}
+        for variable, low in (("answer", 0.1), ("answer", 0.8), ("tens", 0.0))
+    )
+    assert rule_steps_tables.controls(table) == {tuple(names.values()): ["swap_pattern"]}
+    recorded = pd.read_csv("studies/rule_steps/full/probes.csv")
+    assert set(map(tuple, rule_steps_tables.controls(recorded).values())) == {("swap_pattern",)}
+    works = rule_steps_tables.controls(recorded)
+    subject = rule_steps_tables.SUBJECT
+    read = [rule_steps_tables._reading(r, works[tuple(r[k] for k in subject)]) for r in recorded.to_dict("records")]
+    assert read == recorded["reading"].tolist()
 
 
 def test_regions_are_matched_in_carries(tiny_run):
@@ -182,7 +204,9 @@ def test_bad_options_are_one_line(capsys, tmp_path):
     assert "choose from digit, carry, answer" in refused(capsys, "test", "--elements", "loop")
     assert "edit_step: -1" in refused(capsys, "test", "--edit-step", "-1")
     assert "TASK:FORMAT:TOKENIZER:SEEDS" in refused(capsys, "test", "--subjects", "addition")
-    assert "choose from direct, scratchpad, rfft" in refused(capsys, "test", "--subjects", "addition:prose:digit:0")
+    assert "choose from direct, scratchpad, rfft, stated_rule" in refused(
+        capsys, "test", "--subjects", "addition:prose:digit:0"
+    )
     assert "n_pairs: 1" in refused(capsys, "test", "--n-pairs", "1")
     assert "is not a folder" in refused(capsys, "test", "--use", str(tmp_path / "nothing"))
     assert (
@@ -196,7 +220,7 @@ def test_runs_whose_formats_do_not_match():
     check_formats([scratchpad], [control])
     for runs, controls, message in (
         ([], [], "at least one finished run"),
-        ([control], [], "unknown 'shuffled_scratchpad'; choose from direct, scratchpad, rfft"),
+        ([control], [], "unknown 'shuffled_scratchpad'; choose from direct, scratchpad, rfft, stated_rule"),
         ([scratchpad], [scratchpad], "has the format scratchpad; must be shuffled_scratchpad"),
         ([scratchpad], [control.replace(tokenizer="number")], "matches no scratchpad run"),
         ([scratchpad.replace(format="direct")], [control], "matches no scratchpad run"),

@@ -170,6 +170,23 @@ def test_enrichment_against_sorting(groups: statistics.Groups) -> None:
             assert rows.loc[name, "mass"] == pytest.approx(positive[members].sum() / positive.sum(), rel=1e-4)
 
 
+def test_shares_of_kinds_against_counting(groups: statistics.Groups) -> None:
+    scores = np.random.default_rng(3).integers(0, 30, groups.codes.shape).astype(float)  # many ties
+    kinds = {"near": groups.near, "operand": groups.operand, "none": np.zeros_like(groups.near)}
+    table = statistics.kind_shares(scores, kinds, groups.test_ids, k=7).set_index(["kind", "test_id"])
+    assert set(table.index.get_level_values("kind")) == {"near", "operand"}  # no case has any of the third
+    for j, test_id in enumerate(groups.test_ids[:20]):
+        order = np.sort(scores[:, j])[::-1]
+        above, tied = scores[:, j] > order[6], scores[:, j] == order[6]
+        for kind in ("near", "operand"):
+            mask = kinds[kind][:, j]
+            expected = (mask[above].sum() + mask[tied].mean() * (7 - above.sum())) / 7
+            row = table.loc[(kind, test_id)]
+            assert row["share"] == pytest.approx(expected)
+            assert row["base"] == pytest.approx(mask.mean())
+            assert row["size"] == mask.sum()
+
+
 def test_planted_distance_enriches_near_and_holds_among_equal_outputs(task: Task, groups: statistics.Groups) -> None:
     scores = baselines.nearest_operands(task, groups.train_ids, groups.test_ids)
     table = enriched(task, groups, scores)

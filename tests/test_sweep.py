@@ -43,16 +43,16 @@ def test_failed_runs_are_listed_and_tried_again(tmp_path, capsys):
 
 
 def test_an_unforeseen_error_does_not_end_the_others(tmp_path, monkeypatch):
-    import cri.training.runs
+    import cri.training.several
 
-    real = cri.training.runs.train_run
+    real = cri.training.several.train_run
 
     def broken(config, *args, **options):
         if config.seed == 0:
             raise RuntimeError("a bug")
         return real(config, *args, **options)
 
-    monkeypatch.setattr(cri.training.runs, "train_run", broken)
+    monkeypatch.setattr(cri.training.several, "train_run", broken)
     configs = list(SweepConfig(splits=("square",), seeds=(0, 1), **SMALL).run_configs())
     table = sweep(configs, tmp_path, jobs=1, device="cpu")
     assert table["status"].tolist() == ["failed", "done"]
@@ -65,7 +65,7 @@ def test_nothing_to_run_is_an_error():
 
 
 def command(out: Path, *arguments: str) -> list[str]:
-    words = ["--tasks", "addition", "linear_regression", "--seeds", "0", "1", "--task-params", "size=12"]
+    words = ["--tasks", "addition", "linear_regression", "--seeds", "0", "--task-params", "size=12"]
     words += ["--half-side", "2", "--steps", "12", "--device", "cpu", "--out", str(out)]
     return [sys.executable, "-m", "cri.sweep", *words, *arguments]
 
@@ -88,13 +88,13 @@ def test_killed_halfway_the_rest_alone_is_run(finished, tmp_path):
         start_new_session=True,
     )
     deadline = time.time() + 300
-    while len(list(tmp_path.glob("*/complete.json"))) < 3 and time.time() < deadline:
+    while not list(tmp_path.glob("*/complete.json")) and time.time() < deadline:
         time.sleep(0.05)
     os.killpg(first.pid, 9)
     first.wait()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/complete.json")}
-    assert 3 <= len(before) < 8
-    subprocess.run(command(tmp_path), env=environment, check=True, capture_output=True)
+    assert 1 <= len(before) < 4
+    subprocess.run(command(tmp_path, "--jobs", "1"), env=environment, check=True, capture_output=True)
     assert (tmp_path / "sweep.csv").read_text() == (finished / "sweep.csv").read_text()
     assert all(path.stat().st_mtime_ns == at for path, at in before.items())
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from cri.data.token_table import encode, task_tokenizer, texts
-from cri.data.tokenization import build_tokenizer, encode_texts, number_tokens
+from cri.data.tokenization import build_tokenizer, encode_texts, number_kind, number_tokens
 from cri.errors import CriError
 from cri.formats import FORMATS, make_format
 from cri.tasks import TASKS, make_task
@@ -32,6 +32,10 @@ def test_number_pieces_are_those_of_gpt2s_bpe():
 
 def test_digit_pieces():
     assert pieces(DIGIT, "157+4=") == ["1", "5", "7", "+", "4", "="]
+
+
+def test_the_kind_of_numbers_is_read_off_the_tokens():
+    assert [number_kind(tokenizer) for tokenizer in (NUMBER, DIGIT)] == ["number", "digit"]
 
 
 @given(st.text(alphabet="0123456789+=,:-<>\n", max_size=60))

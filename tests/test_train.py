@@ -18,7 +18,7 @@ from cri.config import RunConfig
 from cri.errors import CorruptRunError, CriError
 from cri.evaluation.decoding import predictions
 from cri.storage import config_hash, file_sha256, mark_complete, read_json, verify, write_json
-from cri.train import load_run, train_run, train_runs, with_recipe
+from cri.train import load_run, main, train_run, train_runs, with_recipe
 from cri.training.recipes import recipe
 from tests.conftest import TINY
 
@@ -141,14 +141,25 @@ def command(*args: str) -> subprocess.CompletedProcess[str]:
         (["--device", "cuda:7"], "device"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(args, message, tmp_path):
-    done = command("cri.train", "--out", str(tmp_path / "runs"), *args)
-    assert done.returncode == 2, done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
+def test_bad_input_is_one_line_and_exit_code_2(args, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train", "--out", str(tmp_path / "runs"), *args])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    lines = said.err.strip().splitlines()
+    assert len(lines) == 1, said.err
     assert message in lines[0]
-    assert done.stdout == ""
+    assert said.out == ""
     assert not list(tmp_path.glob("runs/*/model"))
+
+
+def test_a_process_ends_as_the_function_does(tmp_path):
+    done = command("cri.train", "--out", str(tmp_path / "runs"), "--task", "adition")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: task: unknown 'adition'")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
 
 
 @pytest.mark.parametrize("module", ["cri.train", "cri.studies.lso_map", "cri.studies.neighbor_attribution"])
