@@ -366,7 +366,8 @@ def _program() -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Commit and dirty flag, versions, machine: what a recorded number needs to be traced.
+    """Commit, whether the code differed from it (`dirty`; new records beside it do not count), versions, machine: what
+    a recorded number needs to be traced.
 
     Where the code lies without its repository (a machine lent for an hour), CRI_COMMIT names the commit.
     """
@@ -376,7 +377,7 @@ def provenance() -> dict[str, Any]:
     for package in ("cri", "torch", "transformers", "transformer-lens", "numpy", "scikit-learn", "umap-learn", "peft"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    status = _git("status", "--porcelain")
+    status = _git("status", "--porcelain", "--", ":/cri", ":/pyproject.toml", ":/constraints.txt")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
         "commit": _git("rev-parse", "HEAD") or os.environ.get("CRI_COMMIT"),

@@ -34,7 +34,7 @@ class ChickenRabbit(Task):
     }
     small_grid: ClassVar[dict[str, int]] = {"size": 24, "half_side": 2}  # traces are the longest: 300 cases, not 400
     small_recipes: ClassVar[dict[str, dict[str, Any]]] = {
-        "direct": {"steps": 1000, "batch_size": 32, "lr": 4e-3},
+        "direct": {"steps": 3000, "batch_size": 32, "lr": 4e-3},
         "scratchpad": {"steps": 2500, "batch_size": 16, "lr": 4e-3},
         "rfft": {"steps": 1500, "batch_size": 8, "lr": 4e-3},
     }

@@ -25,6 +25,7 @@ class LinearRegression(SquareGrid):
         "scratchpad": TrainConfig(steps=4000, batch_size=128, lr=4e-3),
     }
     small_recipes: ClassVar[dict[str, dict[str, Any]]] = {
+        "direct": {"steps": 1600, "batch_size": 128, "lr": 8e-3},
         "scratchpad": {"steps": 2500, "batch_size": 16, "lr": 4e-3},
         "rfft": {"steps": 1500, "batch_size": 8, "lr": 4e-3},
     }

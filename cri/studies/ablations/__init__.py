@@ -1,0 +1,1 @@
+"""Study: what does the hole depend on?"""
