@@ -81,7 +81,8 @@ def check_command(settings: Any) -> None:
     hints = _hints(type(settings))
     for own in dataclasses.fields(settings):
         name, value = own.name, getattr(settings, own.name)
-        _check_named(name, value)
+        if value != own.default:  # 0 may stand for "the task's own" there
+            _check_named(name, value)
         if isinstance(value, tuple) and typing.get_args(hints[name])[1:] == (...,):
             _require(bool(value) or own.default == (), name, value, "a list of at least one")
             _check_repeats(name, value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import sys
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cri import checks
+from cri import checks, studies
 from cri.cli import key_values
 from cri.config import RunConfig, TrainConfig
 from cri.data.splits import SPLITS, make_split
 from cri.errors import CriError
+from cri.studies.lso_map.config import LsoMapConfig
+from cri.studies.matrix.config import Matrix
 from cri.studies.rule_steps.config import RuleSteps
 from cri.tasks import TASKS, make_task
 from cri.training.setup import check
@@ -153,3 +156,18 @@ def test_a_repeat_is_no_replicate(tmp_path, monkeypatch):
     for subjects in (("addition:scratchpad:digit:0,0",), ("addition:direct:digit:1", "addition:direct:digit:0,1")):
         with pytest.raises(CriError, match=r"subjects: .* given once"):
             RuleSteps(subjects=subjects)
+
+
+@pytest.mark.parametrize("study", sorted(m.name for m in pkgutil.iter_modules(studies.__path__) if m.name != "common"))
+def test_no_study_s_own_settings_are_refused(study):
+    """What a command says of every command must let through what its presets say."""
+    module = "cri.retraining.config" if study == "retraining_bank" else f"cri.studies.{study}.config"
+    presets = importlib.import_module(module).PRESETS
+    for preset in presets.values():
+        checks.check_command(preset)
+
+
+def test_zero_stands_for_the_task_s_own_only_where_it_is_the_default():
+    checks.check_command(Matrix(half_side=0))
+    with pytest.raises(CriError, match="half_side: 0 is not allowed; must be at least 1"):
+        checks.check_command(LsoMapConfig(half_side=0))
