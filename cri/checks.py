@@ -172,7 +172,8 @@ def _argument(name: str, value: Any, annotation: Any) -> Any:
         raise out_of_range(name, given, _words(annotation))
     if not name.endswith(("bytes", "limit")):
         check_range(name, given)
-    return plain
+    # a whole number is a fraction too, but not its type
+    return float(plain) if annotation is float and isinstance(plain, int) else plain
 
 
 def _plain(value: Any, as_list: bool) -> Any:

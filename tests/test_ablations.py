@@ -16,6 +16,7 @@ from cri.studies.ablations import study
 from cri.studies.ablations.config import ARMS, PRESETS, Ablations
 from cri.studies.ablations.tables import by_condition
 from cri.tasks import make_task
+from cri.training.recipes import recipe
 from cri.training.runs import load_predictions
 
 
@@ -25,7 +26,7 @@ def _split(config: RunConfig):
 
 def test_conditions_differ_in_one_thing_and_share_the_main_split():
     points = list(Ablations().run_configs())
-    main = config_hash(RunConfig().to_dict())
+    main = config_hash(recipe("addition").to_dict())
     for arm in ARMS:
         own = [config_hash(config.to_dict()) for condition, config in points if condition.arm == arm]
         assert len(set(own)) == len(own)

@@ -53,9 +53,10 @@ _CONDITIONS: dict[str, tuple[Condition, ...]] = {
     "model": tuple(Condition("model", m, {"model": m, "split": "square"}) for m in ("nano", "mini")),
 }  # fmt: skip
 ARMS = tuple(_CONDITIONS)
-"""half side and place of the square; three squares, or the crossings of 21 rows and 21 columns, in its place; grids with
-a square of the same share of the side; the share of cases trained on where the others are held out at random; the size
-of the model."""
+"""half side and place of the square; three squares, or the crossings of 21 rows and 21 columns, in its place; grids
+with a square of the same share of the side; the share of cases trained on where the others are held out at random; the
+size of the model."""
+
 
 @dataclass(frozen=True)
 class Ablations(RunOptions):

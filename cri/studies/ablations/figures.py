@@ -37,7 +37,8 @@ def draw_arm(table: pd.DataFrame, runs: pd.DataFrame, ax: Axes) -> Axes:
                     clip_on=False)  # fmt: skip
         own = runs[runs["format"] == fmt]
         if own["seed"].nunique() > 1:
-            ax.plot([values.index(v) + shift for v in own["value"]], own["test_accuracy"], "_", color=color, markersize=5)
+            x = [values.index(v) + shift for v in own["value"]]
+            ax.plot(x, own["test_accuracy"], "_", color=color, markersize=5)
         ax.plot([], [], "o", color=color, markersize=4, label=fmt)
     ax.set_xticks(range(len(values)), values, rotation=25 if max(map(len, values)) > 5 else 0)
     ax.set_xlim(-0.5, len(values) - 0.5)

@@ -1,8 +1,8 @@
 """What does the hole depend on? The paper's ablations in one command.
 
-Trains (or reuses) runs that differ from the main split in one thing: half side, place or shape of what is held out, size
-of the grid, share of the cases that are trained on, size of the model. May be stopped and called again: finished runs
-are kept.
+Trains (or reuses) runs that differ from the main split in one thing: half side, place or shape of what is held out,
+size of the grid, share of the cases that are trained on, size of the model. May be stopped and called again: finished
+runs are kept.
 """
 
 from __future__ import annotations

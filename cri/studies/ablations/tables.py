@@ -17,7 +17,9 @@ from cri.tasks import make_task
 KEYS = ["format", "arm", "value"]
 
 
-def run_row(condition: Condition, config: RunConfig, cases: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def run_row(
+    condition: Condition, config: RunConfig, cases: pd.DataFrame, manifest: Mapping[str, Any]
+) -> dict[str, Any]:
     """Shares of right answers of one run: in training, held out, on the border ring of its squares and inside that ring
     (not a number for splits without squares)."""
     task = make_task(config.task, **config.task_params)
@@ -38,15 +40,15 @@ def run_row(condition: Condition, config: RunConfig, cases: pd.DataFrame, manife
 
 def by_condition(runs: pd.DataFrame) -> pd.DataFrame:
     """One row a condition: the mean over seeds of held-out accuracy, with `low` and `high`, Wilson's 95 % over the
-    held-out cases of all its runs (it covers the cases, not the seeds, so each seed is in the other table), and how many
+    held-out cases of all its runs (it covers the cases, not the seeds; each seed is in the other table), and how many
     runs have learnt (0.99 of their training cases)."""
     rows = []
     for key, part in runs.groupby(KEYS, sort=False):
         right = (part["test_accuracy"] * part["n_test"]).round().sum()
         low, high = wilson(int(right), int(part["n_test"].sum()))
         rows.append({
-            **dict(zip(KEYS, key, strict=True)), "test_accuracy": part["test_accuracy"].mean(), "low": low, "high": high,
-            "border": part["border"].mean(), "inside": part["inside"].mean(), "runs": len(part),
+            **dict(zip(KEYS, key, strict=True)), "test_accuracy": part["test_accuracy"].mean(), "low": low,
+            "high": high, "border": part["border"].mean(), "inside": part["inside"].mean(), "runs": len(part),
             "learnt": int((part["train_accuracy"] >= 0.99).sum()), "n_train": int(part["n_train"].iloc[0]),
         })  # fmt: skip
     return pd.DataFrame(rows)
