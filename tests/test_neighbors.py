@@ -73,6 +73,7 @@ def test_approximate_neighbours_agree_with_exact() -> None:
         assert recall > 0.9
         full = similarity(x, y, metric)
         np.testing.assert_allclose(scores, np.take_along_axis(full.T, found, axis=1), atol=1e-4)
+    assert torch.get_num_threads() == 1  # numba sets its own number, with which a later training would differ
 
 
 def test_whitening_decorrelates() -> None:

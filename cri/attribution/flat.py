@@ -6,10 +6,10 @@ import contextlib
 import warnings
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from cri.attribution.neighbors import nearest
+from cri.models.device import same_threads
 
 N_NEIGHBORS = 15
 
@@ -20,9 +20,8 @@ def umap_xy(x: Float[np.ndarray, "case d"], seed: int) -> Float[np.ndarray, "cas
 
     # exact neighbours, and without the seconds that umap's own search takes to compile
     ids, scores = nearest(x, x, min(N_NEIGHBORS, len(x)), "euclidean")
-    threads = torch.get_num_threads()
     xy = np.empty(0)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), same_threads():
         warnings.filterwarnings("ignore", message="precomputed_knn")  # only says that new cases cannot be added
         warnings.filterwarnings("ignore", message="Graph is not fully connected")  # answers are islands here
         warnings.filterwarnings("error", message="Spectral initialisation failed")
@@ -34,7 +33,6 @@ def umap_xy(x: Float[np.ndarray, "case d"], seed: int) -> Float[np.ndarray, "cas
             with contextlib.suppress(UserWarning):
                 xy = np.asarray(reducer.fit_transform(x))
                 break
-    torch.set_num_threads(threads)  # numba has set its own number for the whole process: what is trained later differs
     return xy
 
 

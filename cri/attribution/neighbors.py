@@ -146,8 +146,11 @@ def nearest(
 def _approximate(x: np.ndarray, y: np.ndarray, k: int, metric: str, scale: float) -> tuple[np.ndarray, np.ndarray]:
     from pynndescent import NNDescent  # compiles for seconds when imported
 
-    # on unit rows the Euclidean order is the cosine order
-    index = NNDescent(x, metric="euclidean", n_neighbors=max(30, 2 * k), random_state=0)
-    ids, distances = index.query(y, k=k)
+    from cri.models.device import same_threads
+
+    with same_threads():
+        # on unit rows the Euclidean order is the cosine order
+        index = NNDescent(x, metric="euclidean", n_neighbors=max(30, 2 * k), random_state=0)
+        ids, distances = index.query(y, k=k)
     scores = -distances * scale if metric == "euclidean" else 1 - distances**2 / 2
     return ids.astype(np.int64), scores.astype(np.float32)

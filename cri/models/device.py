@@ -70,6 +70,17 @@ def matmul_precision(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+@contextlib.contextmanager
+def same_threads() -> Iterator[None]:
+    """Torch's number of threads is after the block what it was before. numba, with its first parallel loop, sets its
+    own for the whole process, and what is trained there later differs in the last digits."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def rounding(precision: str) -> float:
     """Share of its norm by which a compiled gradient may be off: several times the largest error of correct ones (1e-5
     in tf32 on a GPU, 7e-3 in bf16 on a CPU). An incorrect one on a GPU had an error of 3e-2 (`studies/log.md`)."""
