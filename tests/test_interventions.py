@@ -20,13 +20,13 @@ from cri.formats.rules.task_rules import task_rule
 from cri.formats.shuffled import trace_owner
 from cri.formats.traces import Edit, join
 from cri.interventions import continuations as going_on
-from cri.interventions.edits import alternatives, executed_steps, steps_done, written_trace
+from cri.interventions.edits import alternatives, base_of, check_text, executed_steps, steps_done, written_trace
 from cri.interventions.knockout import StepTokens
 from cri.interventions.pairs import IGNORE, read_accounts
 from cri.interventions.probes import control_labels
 from cri.models.activations import Site, residual_sites
 from cri.models.loading import build_model, to_bridge
-from cri.tasks import make_task
+from cri.tasks import TASKS, make_task, task_class
 from cri.training.runs import load_run, train_run
 from cri.training.setup import prepare
 
@@ -693,3 +693,16 @@ def test_one_pass_and_decoding_go_on_alike(scratchpad, monkeypatch):
     assert 0 < sum(done for _, done in slow) < len(slow)
     assert any(text != start[1] for (text, _), start in zip(slow, starts, strict=True))
     assert any(text == start[1] for (text, _), start in zip(slow, starts, strict=True))
+
+
+@pytest.mark.parametrize("fmt", ["scratchpad", "rfft"])
+@pytest.mark.parametrize("name", TASKS)
+def test_every_edit_drawn_is_one_that_is_allowed(name, fmt):
+    """The last carry of a product is followed by a sum, and the first of a difference by one that borrows: what may be
+    drawn there is what may be asked there."""
+    task = make_task(name, **task_class(name).params_of_size(14))
+    edits = iv.sample_edits(task, make_format(fmt), range(0, task.n_cases, 5))
+    assert edits
+    for case, edit in ((e.case, e.edit) for e in edits):
+        rule, (a, b) = written_trace(task, make_format(fmt), case)
+        check_text(rule.trace(task, a, b), edit, base_of(task, a))

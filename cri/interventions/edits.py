@@ -146,8 +146,10 @@ def check_text(lines: Sequence[TraceLine], edit: Edit, base: int) -> None:
             )
         return
     if re.split(r"[\[#:]", edit.element)[0] == "carry":
-        step = next((line.step for line in [lines[edit.line], *lines[edit.line :]] if line.step is not None), None)
-        allowed = _CARRIES.get(step.op if step else "", tuple(str(i) for i in range(base - 1)))
+        step = next((line.step for line in lines[edit.line :] if line.step is not None), None)
+        # the last state of a product is followed by another operation's steps
+        product = own.kind == "state" and "*" in own.text
+        allowed = _CARRIES.get(step.op if step and not product else "", tuple(str(i) for i in range(base - 1)))
         if edit.text not in allowed:
             raise out_of_range("edit.text", edit.text, f"a carry of this operation: {', '.join(allowed)}")
     elif any(char.isdecimal() and int(char) >= base for char in edit.text) and edit.element != "total":
@@ -234,8 +236,9 @@ def _draw(
             continue
         edit = Edit(i, name, texts[int(rng.integers(len(texts)))])
         try:
+            check_text(lines, edit, base)
             edited = rule.trace(task, *operands, edit)
-        except CriError:  # a legal text after which the rule cannot run on (an empty list to pop from)
+        except CriError:  # no text of this operation, or one after which the rule cannot run on (an empty list)
             continue
         answer = _answer(task, rule, edited)
         if answer not in (None, original) and (tokenizer is None or encodable(tokenizer, join(edited))):
