@@ -20,6 +20,8 @@ VERDICT_COLORS = {
     "not yet run": MISSING,
 }
 """Background of a cell; pale, as numbers stand on it."""
+OUTCOME_COLORS = {"follows": "#009E73", "returns": "#E69F00", "neither": "#FFFFFF"}
+"""What a model makes of an edited element of its trace: goes on as the rule demands, returns to the unedited answer."""
 _FORMATS = ("direct", "scratchpad", "rfft")
 _SPLITS = ("square", "random")
 
@@ -51,8 +53,9 @@ def verdict_matrix(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Args:
         table: `task`, `format`, `split`, `seed`, `state`, `verdict`, and where measured `train_accuracy`,
-            `test_accuracy`, `difference` with `_low` and `_high`, `follows`, `returns`.
+            `test_accuracy`, `difference` with `_low` and `_high`, `follows`, `returns`, `neither`.
     """
+    import pandas as pd
     from matplotlib.patches import Rectangle
 
     require_columns(table, ["task", "format", "split", "seed", "state", "verdict"])
@@ -71,7 +74,14 @@ def verdict_matrix(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
             plain = row["state"] == "not yet run"
             ax.text(j + 0.48, i + (0.47 if plain else 0.14), title, ha="center", va="center", fontsize=7,
                     weight="normal" if plain else "bold", color="#777777" if plain else "black")  # fmt: skip
-            ax.text(j + 0.48, i + 0.58, "\n".join(rest), ha="center", va="center", fontsize=6, linespacing=1.25)
+            edited = pd.notna(row.get("follows"))
+            middle = i + (0.53 if edited else 0.58)
+            ax.text(j + 0.48, middle, "\n".join(rest), ha="center", va="center", fontsize=6, linespacing=1.25)
+            left = j + 0.06
+            for name, color in OUTCOME_COLORS.items() if edited else ():
+                share = 0.84 * row[name]
+                ax.add_patch(Rectangle((left, i + 0.84), share, 0.06, facecolor=color, edgecolor="#666666", lw=0.3))
+                left += share
     ax.set_xlim(-0.02, len(columns))
     ax.set_ylim(len(tasks), -0.02)
     ax.set_xticks([j + 0.48 for j in range(len(columns))], [s for _, s in columns])

@@ -9,7 +9,7 @@ import pandas as pd
 
 from cri import plots
 from cri.data import step_units as units
-from cri.plots.matrix import VERDICT_COLORS, effect_rows, verdict_matrix
+from cri.plots.matrix import OUTCOME_COLORS, VERDICT_COLORS, effect_rows, verdict_matrix
 
 _LABEL = "effect on EK-FAC scores (standard deviations)"
 
@@ -20,13 +20,15 @@ def _glance(table: pd.DataFrame) -> Any:
     n_columns = len(table[["format", "split"]].drop_duplicates())
     fig, axes = plots.figure(1, 1, (1.25 * n_columns + 1.1, 0.86 * table["task"].nunique() + 1.2))
     verdict_matrix(table, axes[0, 0])
-    handles = [Patch(facecolor=color, edgecolor="#888888", label=name) for name, color in VERDICT_COLORS.items()]
+    shown = {name: color for name, color in VERDICT_COLORS.items() if (table["verdict"] == name).any()}
+    shown |= {f"edit: {name}": color for name, color in OUTCOME_COLORS.items()}
+    handles = [Patch(facecolor=color, edgecolor="#888888", label=name) for name, color in shown.items()]
     note = (
         "right: share of training | held-out cases. step − case: effect of the same step minus that of a near case\n"
-        "on EK-FAC scores (standard deviations, beyond the untrained model, 95 %). follows, returns: held-out traces\n"
-        "with an edited element"
+        "on EK-FAC scores (standard deviations, beyond the untrained model, 95 %). Bar: held-out traces with an edited\n"
+        "element, whose model goes on as the rule demands (follows) or to the unedited answer (returns)"
     )
-    fig.legend(handles=handles, loc="outside lower center", ncols=6, title=note, title_fontsize=6.5)
+    fig.legend(handles=handles, loc="outside lower center", ncols=4, title=note, title_fontsize=6.5)
     return fig
 
 
@@ -72,7 +74,7 @@ def _edits(edits: pd.DataFrame) -> Any:
         return None
     columns = min(4, len(cells))
     fig, axes = plots.figure(-(-len(cells) // columns), columns, (2.0, 1.7), sharex=True)
-    colors = {"follows": "#009E73", "returns": "#E69F00", "neither": "#BBBBBB"}
+    colors = OUTCOME_COLORS | {"neither": "#BBBBBB"}
     for ax, (key, rows) in zip(axes.flat, cells, strict=False):
         left = [0.0] * len(rows)
         names = [f"{kind} ({n})" for kind, n in zip(rows["kind"], rows["n"], strict=True)]
