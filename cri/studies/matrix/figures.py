@@ -25,8 +25,8 @@ def _glance(table: pd.DataFrame) -> Any:
     handles = [Patch(facecolor=color, edgecolor="#888888", label=name) for name, color in shown.items()]
     note = (
         "right: share of training | held-out cases. step − case: effect of the same step minus that of a near case\n"
-        "on EK-FAC scores (standard deviations, beyond the untrained model, 95 %). Bar: held-out traces with an edited\n"
-        "element, whose model goes on as the rule demands (follows) or to the unedited answer (returns)"
+        "on EK-FAC scores (standard deviations, beyond the untrained model, 95 %). Bar: held-out traces with an\n"
+        "edited element, whose model goes on as the rule demands (follows) or to the unedited answer (returns)"
     )
     fig.legend(handles=handles, loc="outside lower center", ncols=4, title=note, title_fontsize=6.5)
     return fig
