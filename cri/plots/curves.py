@@ -153,7 +153,7 @@ def matched_curves(table: pd.DataFrame, ax: Axes | None = None, *, connect: bool
 
 
 def _name_sites(ax: Axes, sites: list[str]) -> None:
-    slanted = max(map(len, sites), default=0) > 6
+    slanted = max(map(len, sites), default=0) > 6 or len("".join(sites)) > 24
     ax.set_xticks(range(len(sites)), sites, rotation=30 if slanted else 0, ha="right" if slanted else "center")
     ax.set_xlim(-0.5, len(sites) - 0.5)
 
