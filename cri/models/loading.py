@@ -6,6 +6,7 @@ import contextlib
 import copy
 import importlib.util
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -273,7 +274,9 @@ def add_lora(model: PreTrainedModel, config: LoraConfig, seed: int = 0, last_lay
         fan_in_fan_out=model.config.model_type == "gpt2",
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # peft asks transformers by an old name, which is no news to who trains
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         torch.manual_seed(seed)
         return get_peft_model(model, adapters)  # pyright: ignore[reportArgumentType]
 
