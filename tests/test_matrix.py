@@ -7,7 +7,7 @@ import dataclasses
 import pandas as pd
 import pytest
 
-from cri.plots.matrix import verdict_matrix
+from cri.plots.matrix import effect_rows, verdict_matrix
 from cri.studies.matrix import study
 from cri.studies.matrix.config import PRESETS, Cell, Matrix
 
@@ -80,3 +80,14 @@ def test_verdicts_are_written_into_cells():
     assert "near case" in texts
     assert "not yet run" in texts
     assert any("1.000 | 0.250" in text and "[-2.0, -0.4]" in text for text in texts)
+
+
+def test_panels_that_share_an_axis_have_the_same_rows():
+    """A cell that lacks a membership keeps its row empty: the others would stand beside its neighbour's name."""
+    columns = ["group", "series", "effect", "low", "high"]
+    rows = [("near case", "trained", 1.0, 0.5, 1.5), ("same step", "trained", 3.0, 2.5, 3.5)]
+    groups = ["same step", "same digits", "near case"]
+    ax = effect_rows(pd.DataFrame(rows, columns=columns), groups=groups)
+    assert [label.get_text() for label in ax.get_yticklabels()] == groups
+    (points,) = (line for line in ax.lines if line.get_label() == "trained")
+    assert dict(zip(points.get_ydata(), points.get_xdata(), strict=True)) == {2: 1.0, 0: 3.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cri.checks import require_columns
@@ -96,15 +97,19 @@ def verdict_matrix(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def effect_rows(table: pd.DataFrame, ax: Axes | None = None, *, label: str = "") -> Axes:
+def effect_rows(
+    table: pd.DataFrame, ax: Axes | None = None, *, label: str = "", groups: Sequence[str] | None = None
+) -> Axes:
     """Effects with intervals, one row a group, one colour a `series`.
 
     Args:
         table: `group`, `series`, `effect`, `low`, `high`.
+        groups: the rows from above, also those that this table lacks: panels that share an axis need the same. Those of
+            the table where not given.
     """
     require_columns(table, ["group", "series", "effect", "low", "high"])
     ax = new_axes(ax)
-    groups = list(dict.fromkeys(table["group"]))
+    groups = list(dict.fromkeys(table["group"]) if groups is None else groups)
     series = list(dict.fromkeys(table["series"]))
     colors = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
     step = 0.7 / max(len(series), 1)

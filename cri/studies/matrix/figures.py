@@ -42,14 +42,13 @@ def _by_cell(attribution: pd.DataFrame) -> Any:
     if part.empty:
         return None
     cells = list(part.groupby(["task", "format", "split"], sort=False))
-    columns = min(3, len(cells))
-    fig, axes = plots.figure(-(-len(cells) // columns), columns, (2.7, 2.0), sharey=True)
+    columns = min(4, len(cells))
+    groups = [name for name in units.GROUPS if (part["group"] == name).any()]
+    fig, axes = plots.figure(-(-len(cells) // columns), columns, (2.2, 1.9), sharey=True)
     for ax, (key, rows) in zip(axes.flat, cells, strict=False):
-        order = {name: i for i, name in enumerate(units.GROUPS)}
-        effect_rows(rows.sort_values("group", key=lambda g: g.map(order)).rename(columns={"model": "series"}), ax)
-        ax.set_title(
-            f"{', '.join(str(k).replace('_', ' ') for k in key)} (n = {int(rows['n_test'].max())})", fontsize=7
-        )
+        effect_rows(rows.rename(columns={"model": "series"}), ax, groups=groups)
+        task, fmt, split = (str(k).replace("_", " ") for k in key)
+        ax.set_title(f"{task}\n{fmt}, {split} (n = {int(rows['n_test'].max())})", fontsize=7)
     for ax in list(axes.flat)[len(cells) :]:
         ax.set_visible(False)
     fig.supxlabel(_LABEL, fontsize=8)
