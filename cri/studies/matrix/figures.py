@@ -10,6 +10,7 @@ import pandas as pd
 from cri import plots
 from cri.data import step_units as units
 from cri.plots.matrix import OUTCOME_COLORS, VERDICT_COLORS, effect_rows, verdict_matrix
+from cri.storage.compression import read_table, tables_in
 
 _LABEL = "effect on EK-FAC scores (standard deviations)"
 
@@ -93,7 +94,7 @@ def _edits(edits: pd.DataFrame) -> Any:
 
 def draw(folder: Path, figures: Path) -> list[Path]:
     """Draws every figure that the tables in a folder allow; returns the files written."""
-    tables = {p.stem: pd.read_csv(p, keep_default_na=p.stem != "edits") for p in sorted(folder.glob("*.csv"))}
+    tables = {name: read_table(path, keep_default_na=name != "edits") for name, path in tables_in(folder).items()}
     drawn: dict[str, Any] = {}
     with plots.style():
         drawn["verdicts"] = _glance(tables["matrix"])
