@@ -14,6 +14,7 @@ from cri.errors import CriError
 from cri.storage import config_hash
 from cri.studies.ablations import study
 from cri.studies.ablations.config import ARMS, PRESETS, Ablations
+from cri.studies.ablations.figures import draw_arm
 from cri.studies.ablations.tables import by_condition
 from cri.tasks import make_task
 from cri.training.recipes import recipe
@@ -68,6 +69,14 @@ def test_seeds_are_averaged_and_runs_that_have_not_learnt_are_counted():
     assert row["test_accuracy"] == pytest.approx(0.3)
     assert row["low"] < 0.3 < row["high"]
     assert (row["runs"], row["learnt"]) == (2, 1)
+
+
+def test_every_format_has_a_colour():
+    """Also the control, whose runs would have been trained for nothing if it ended the drawing."""
+    row = {"format": "shuffled_scratchpad", "arm": "grid", "value": "40", "seed": 0, "test_accuracy": 0.3, "low": 0.2,
+           "high": 0.4, "runs": 1, "learnt": 0}  # fmt: skip
+    ax = draw_arm(pd.DataFrame([row]), pd.DataFrame([row]))
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["40"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cri.plots.style import new_axes, save_figure
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
@@ -20,16 +22,17 @@ _X = {
 }
 
 
-def draw_arm(table: pd.DataFrame, runs: pd.DataFrame, ax: Axes) -> Axes:
+def draw_arm(table: pd.DataFrame, runs: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Held-out accuracy of one arm by condition: a bar of Wilson's interval, the mean over seeds, and every seed where
     there are several; hollow where a run has not learnt its training cases."""
+    ax = new_axes(ax)
     values = list(dict.fromkeys(table["value"]))
     formats = list(dict.fromkeys(table["format"]))
     for i, fmt in enumerate(formats):
         part = table[table["format"] == fmt]
         shift = 0.16 * (i - (len(formats) - 1) / 2)
         x = [values.index(v) + shift for v in part["value"]]
-        color = _COLORS[fmt]
+        color = _COLORS.get(fmt, "black")
         ax.vlines(x, part["low"], part["high"], color=color, linewidth=1)
         for at, row in zip(x, part.itertuples(), strict=True):
             learnt = row.learnt == row.runs
@@ -50,7 +53,6 @@ def draw_arm(table: pd.DataFrame, runs: pd.DataFrame, ax: Axes) -> Axes:
 def draw(folder: Path, figures: Path) -> list[Path]:
     """One panel an arm, from the recorded tables."""
     from cri import plots
-    from cri.plots.style import save_figure
     from cri.storage import read_json
     from cri.storage.compression import read_table
 
